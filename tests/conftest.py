@@ -1,0 +1,39 @@
+"""Shared by all tests: no network, strict shapes, and where the real inputs lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+settings.register_profile("mirepoix", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("mirepoix")
+
+# Annotated shapes are checked here and cost nothing in production.
+install_import_hook(
+    ["mirepoix.diversity", "mirepoix.metrics", "mirepoix.predictions", "mirepoix.ensembles"], "beartype.beartype"
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with ``data/`` and ``weights/``: real inputs that do not belong to the repository."""
+    path = Path(os.environ.get("MIREPOIX_SHARED", ROOT.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip("the real inputs are not here; set MIREPOIX_SHARED to the folder that holds data/ and weights/")
+    return path
