@@ -1,0 +1,5 @@
+"""``python -m mirepoix``."""
+
+from mirepoix.cli import main
+
+main()

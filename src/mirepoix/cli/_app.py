@@ -1,0 +1,72 @@
+"""The verbs, and how errors leave the house."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from mirepoix import __version__
+from mirepoix.cli._report import report
+from mirepoix.cli._run import run
+from mirepoix.types import InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mirepoix",
+    help="Train several fine-tunings from one start, average or ensemble them, and know why it worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(run)
+app.command()(report)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mirepoix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+app.info.help = "Train several fine-tunings from one start, average or ensemble them, and know why it worked."
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one message for what a person can mend."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues where it was.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "there is no room left. Free some, and run the same command again: it continues."
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "it may not be written or read. Choose another --out, or change its permissions."
+        else:
+            raise
+        _fail(f"{error.filename or 'output'}: {error.strerror}: {advice}", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"mirepoix: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,95 @@
+"""One place that turns weights into predictions and scores, each computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mirepoix.checkpoints import fingerprint
+from mirepoix.data import Split, Subset, evaluation_batches
+from mirepoix.metrics import accuracy
+from mirepoix.models import NetworkSpec
+from mirepoix.predictions import Predictions, predict
+from mirepoix.store import Store, code_version
+from mirepoix.types import Weights
+
+__all__ = ["Judge"]
+
+Part = Literal["validation", "test"]
+
+
+class Judge:
+    """Predicts with any weights of one network on the validation and test images of one split.
+
+    Selections get `score`, which reads the validation part alone.
+    """
+
+    def __init__(self, network: NetworkSpec, split: Split, store: Store, device: torch.device) -> None:
+        self.network, self.split, self.store, self.device = network, split, store, device
+        self.model = network.build().to(device)
+
+    def subsets(self, part: Part) -> Sequence[Subset]:
+        """The images of one part, a subset per domain."""
+        return self.split.validation if part == "validation" else self.split.test
+
+    def labels(self, part: Part) -> Tensor:
+        """Their classes, domains one after another."""
+        return torch.cat([torch.as_tensor(subset.labels) for subset in self.subsets(part)])
+
+    def domains(self, part: Part) -> Tensor:
+        """The number of the domain of each image."""
+        return torch.cat([torch.full((len(s),), s.number, dtype=torch.long) for s in self.subsets(part)])
+
+    def logits(self, theta: Weights, part: Part) -> Tensor:
+        """Logits on every image of one part, shape (samples, classes)."""
+        made_of = {
+            "theta": fingerprint(theta),
+            "network": self.network.to_dict(),
+            "split": self.split.digest,
+            "part": part,
+            "code": code_version(),
+        }
+
+        def make(_: object) -> tuple[dict[str, Weights], dict[str, object]]:
+            self.model.load_state_dict(dict(theta))
+            transform = self.split.task.transform
+            parts = [
+                predict(self.model, evaluation_batches(subset, transform, device=self.device))
+                for subset in self.subsets(part)
+            ]
+            return {"predictions": {"logits": torch.cat(parts)}}, {"status": "finished"}
+
+        weights, _ = self.store.get_or_make("predictions", made_of, make)
+        logits: Tensor = weights["predictions"]["logits"]
+        return logits
+
+    def predictions(self, thetas: Sequence[tuple[str, Weights]], part: Part) -> Predictions:
+        """The named models on one part."""
+        task = self.split.task
+        return Predictions(
+            torch.stack([self.logits(theta, part) for _, theta in thetas]),
+            self.labels(part),
+            self.domains(part),
+            tuple(name for name, _ in thetas),
+            task.classes,
+            task.domain_names,
+        )
+
+    def score(self, theta: Weights) -> float:
+        """Accuracy on all validation images pooled, so that domains weigh by size: what greedy soups use."""
+        return float(accuracy(self.logits(theta, "validation"), self.labels("validation")))
+
+    def id_accuracy(self, logits: Tensor) -> float:
+        """Mean over source domains of the validation accuracy: what checkpoints and runs are chosen by."""
+        labels, domains = self.labels("validation"), self.domains("validation")
+        accuracies = [
+            float(accuracy(logits[domains == number], labels[domains == number])) for number in domains.unique()
+        ]
+        return sum(accuracies) / len(accuracies)
+
+    def ood_accuracy(self, logits: Tensor) -> float:
+        """Accuracy on all images of the target domain."""
+        return float(accuracy(logits, self.labels("test")))

@@ -1,0 +1,93 @@
+"""theta_pt: the pre-trained start that all members share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirepoix.checkpoints import fingerprint
+from mirepoix.data import Task, digits_pretraining_task
+from mirepoix.recipe import Recipe
+from mirepoix.heads import with_head
+from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
+from mirepoix.store import Store, cached
+from mirepoix.training import Loop, Trainer
+from mirepoix.types import InputError, Weights
+
+__all__ = ["Start", "build_start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network and the weights every run begins with.
+
+    Attributes:
+        network: What is trained.
+        theta: Pre-trained featurizer with a fresh classifier, shared by all runs.
+        description: Where the featurizer came from, in words.
+        sha256: Fingerprint of ``theta``.
+    """
+
+    network: NetworkSpec
+    theta: Weights
+    description: str
+    sha256: str
+
+
+def build_start(
+    recipe: Recipe,
+    task: Task,
+    data: Path | None,
+    recipe_path: Path,
+    store: Store,
+    loop: Loop,
+    on_progress: Callable[[int, int, float, float | None], None],
+) -> Start:
+    """Load the pre-trained weights the recipe names, or make them on the set-apart built-in images."""
+    table = recipe.network
+    channels = task.domains[0].images.shape[0]
+    network = NetworkSpec(
+        name=table.name,
+        classes=len(task.classes),
+        channels=channels,
+        width=table.width,
+        frozen_batch_norm=table.frozen_batch_norm,
+        pretrained=table.pretrained,
+    )
+    theta: Weights
+    if recipe.pretraining is not None:
+        if recipe.data.dataset != "digits":
+            raise InputError("pretraining: only the built-in 'digits' sets images apart; name network.weights instead.")
+        source = digits_pretraining_task(size=recipe.data.size or 16)
+        run = recipe.pretraining.over(recipe.base_run()).with_(collect="last")
+        trainer = Trainer(network, loop=loop, on_progress=on_progress)
+        pretrained = cached(trainer, store)(initial_weights(network), source.split(None), run)
+        # The classes are the same, but a start must not know the labels: its classifier is made anew.
+        theta = with_head(pretrained, initial_weights(network, seed=1))
+        images = sum(len(domain) for domain in source.domains)
+        origin = f"pre-trained for {run.steps} steps on {images} images that no domain holds"
+    elif table.weights is not None:
+        path = _find_weights(table.weights, data, recipe_path)
+        theta = load_pretrained(network, path)
+        origin = f"pre-trained weights from {path.name}"
+    elif table.pretrained:
+        theta = initial_weights(network)
+        origin = "pre-trained weights from the hub of timm"
+    else:
+        raise InputError(
+            "network: members need one pre-trained start. Name a file with network.weights = \"...\", or take a "
+            "timm network with network.pretrained = true."
+        )
+    digest = fingerprint(theta)
+    return Start(network, theta, f"{network.name}, {origin} (fingerprint {digest[:12]})", digest)
+
+
+def _find_weights(name: str, data: Path | None, recipe_path: Path) -> Path:
+    """A file beside the current folder, the recipe, or the data."""
+    places = [Path.cwd(), recipe_path.parent, *([data] if data else [])]
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    looked = ", ".join(str(place / name) for place in places)
+    raise InputError(f"network.weights: there is no file {name!r}; looked for {looked}.")

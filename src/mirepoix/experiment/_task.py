@@ -1,0 +1,58 @@
+"""The images a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mirepoix import data as room
+from mirepoix.data import Task
+from mirepoix.recipe import Data
+from mirepoix.types import InputError
+
+__all__ = ["build_task"]
+
+DEFAULT_SIZE = 224
+
+
+def build_task(
+    table: Data, folder: Path | None, *, cache_dir: Path, progress: Callable[[int, int, str], None]
+) -> Task:
+    """Read the images, or find them in the cache.
+
+    Args:
+        table: The recipe's ``[data]``.
+        folder: What ``--data`` named.
+        cache_dir: Where decoded images are kept.
+        progress: Called with images done, all images, and a text.
+    """
+    if table.dataset == "digits":
+        if folder is not None:
+            raise InputError(
+                f"--data {folder}: the recipe's dataset is 'digits', which is built in and reads no folder. "
+                "Use a recipe with data.dataset = 'folder', or leave --data out."
+            )
+        return room.digits_task(size=table.size or 16)
+    if folder is None:
+        raise InputError(f"the recipe's dataset is {table.dataset!r}: name the folder of its images with --data DIR.")
+    options = {
+        "cache_dir": cache_dir,
+        "memory_budget": int(table.memory_budget * 2**30),
+        "skip_unreadable": table.skip_unreadable,
+        "progress": progress,
+    }
+    size = table.size or DEFAULT_SIZE
+    if table.dataset == "folder":
+        return room.folder_task(folder, size=size, augmentation=table.augmentation, **options)
+    if table.dataset == "parquet":
+        return room.parquet_task(
+            folder,
+            domain_column=table.domain_column,
+            label_column=table.label_column,
+            image_column=table.image_column or "image",
+            size=size,
+            augmentation=table.augmentation,
+        )
+    return room.named_task(
+        table.dataset, folder, size=table.size, data_seed=table.seeds[0], augmentation=table.augmentation, **options
+    )

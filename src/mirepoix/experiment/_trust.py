@@ -1,0 +1,136 @@
+"""The verdict in one sentence, and when not to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["caution", "verdict"]
+
+
+def _row(rows: list[dict[str, Any]], strategy: str, combine: str, target: str | None = None) -> dict[str, Any]:
+    return next(
+        row
+        for row in rows
+        if row["strategy"] == strategy and row["combine"] == combine and row.get("target") == target
+    )
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Which combination to take, by how much it is better than a single run, and on how many targets."""
+    averages = report["averages"]
+    single = _row(averages, "fine_tuning", "best")
+    # What the ensemble gains it pays for with every prediction, so the recommendation is among single models.
+    cheap = [row for row in averages if row["inference_cost"] == 1 and row["combine"] != "mean"]
+    first = max(cheap, key=lambda row: row["ood_accuracy"])
+    ensemble = _row(averages, "diwa", "ensemble")
+    gain = first["ood_accuracy"] - single["ood_accuracy"]
+    wins = sum(
+        _row(report["rows"], first["strategy"], first["combine"], target)["ood_accuracy"]
+        > _row(report["rows"], "fine_tuning", "best", target)["ood_accuracy"]
+        for target in report["targets"]
+    )
+    of = f"{wins} of {len(report['targets'])} target domains"
+    if first is single:
+        text = (
+            f"Take the run that is best on ID validation ({_percent(single['ood_accuracy'])} OOD): no average of "
+            "weights is better here."
+        )
+    else:
+        text = (
+            f"Take the {first['label']}: {_percent(first['ood_accuracy'])} OOD, {_points(gain)} over the run that is "
+            f"best on ID validation, and better than it on {of}, at the cost of one model."
+        )
+    more = ensemble["ood_accuracy"] - first["ood_accuracy"]
+    if more > 0:
+        text += (
+            f" The ensemble of {ensemble['members']} members adds {_points(more)}, at "
+            f"{ensemble['inference_cost']} times the cost of every prediction."
+        )
+    return text
+
+
+def caution(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Everything in the numbers that should make a reader hesitate."""
+    items: list[dict[str, Any]] = []
+
+    def say(level: str, target: str | None, text: str) -> None:
+        items.append({"level": level, "target": target, "text": text})
+
+    seeds = report["protocol"]["data_seeds"]
+    images = {domain["name"]: domain["images"] for domain in report["task"]["domains"]}
+    for target in report["targets"]:
+        mean = _row(report["rows"], "fine_tuning", "mean", target)
+        averaged = _row(report["rows"], "diwa", "average", target)
+        best = _row(report["rows"], "fine_tuning", "best", target)
+        fall = mean["ood_accuracy"] - averaged["ood_accuracy"]
+        if averaged["members"] > 1 and fall > 0:
+            say(
+                "warning",
+                target,
+                f"The average is {_points(fall)} below its mean member. Members may lie too far apart to be "
+                "averaged: use a milder space, fewer steps, or a shared linear probe.",
+            )
+        noise = _binomial(best["ood_accuracy"], images[target])
+        gap = abs(averaged["ood_accuracy"] - best["ood_accuracy"])
+        if gap < 2 * noise:
+            say(
+                "note",
+                target,
+                f"With {images[target]} target images, accuracies are known to about ±{100 * noise:.1f} points; the "
+                f"average differs from the best single run by {_points(gap)}, which may be chance.",
+            )
+    for entry in report["why"]:
+        if entry.get("ratio_error", {}).get("ood") == 0:
+            say("warning", entry["target"], "All members fail on the same images: nothing can be gained by combining.")
+        disagreement = entry.get("average_ensemble_disagreement")
+        if disagreement is not None and disagreement > 0.1:
+            say(
+                "warning",
+                entry["target"],
+                f"The average and the ensemble disagree on {_percent(disagreement)} of the images (data seed "
+                f"{entry['data_seed']}): the members are not close enough for one to stand for the other.",
+            )
+    saturated = [
+        row["target"]
+        for row in report["rows"]
+        if (row["strategy"], row["combine"]) == ("fine_tuning", "best") and row["id_accuracy"] > 0.995
+    ]
+    if saturated:
+        say(
+            "note",
+            None,
+            f"ID validation is nearly perfect ({', '.join(saturated)}), so it can hardly tell members apart: choosing "
+            "by it, and the greedy soup, are close to chance there.",
+        )
+    diverged = [row for row in report["runs"] if row["status"] == "diverged"]
+    for row in diverged:
+        say("warning", row["target"], f"Run {row['run']} (data seed {row['data_seed']}) is left out: {row['message']}")
+    if len(seeds) == 1:
+        say(
+            "note",
+            None,
+            "One data seed: there are no standard errors over splits. Set data.seeds = [0, 1, 2] to see how much of a "
+            "difference is luck.",
+        )
+    for note in report["task"]["notes"]:
+        say("warning", None, note)
+    say(
+        "note",
+        None,
+        "OOD accuracy was measured on the target domain to inform you; nothing was chosen by it, and nothing may be.",
+    )
+    return items
+
+
+def _binomial(accuracy: float, images: int) -> float:
+    return math.sqrt(max(accuracy * (1 - accuracy), 1e-9) / images)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.1f} points"

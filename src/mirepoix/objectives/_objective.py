@@ -1,0 +1,56 @@
+"""The contract of a training criterion: one scalar from a model and one minibatch per source domain."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirepoix.types import Batch
+
+__all__ = ["Objective"]
+
+
+class Objective(nn.Module, ABC):
+    """A training criterion; it owns its extra parameters and its state.
+
+    A new criterion writes `forward`. The few that edit gradients or take inner steps override `step`. What
+    it must carry through an interruption belongs into parameters and buffers.
+    """
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+        """The scalar to minimise, from one minibatch per source domain."""
+
+    def configuration(self) -> Mapping[str, Any]:
+        """The hyperparameters, as plain values: part of what a result is made of."""
+        return {}
+
+    def step(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> dict[str, Tensor]:
+        """Make one update and return the scalars to log, without waiting for the device.
+
+        Args:
+            model: Returns `mirepoix.types.Outputs` for a batch of images.
+            batches: One per source domain.
+            optimizer: Holds the parameters to update.
+            scaler: Scales the loss in half precision; without one, or switched off, nothing is scaled.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss = self(model, batches)
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return {"loss": loss.detach()}

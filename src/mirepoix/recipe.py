@@ -1,0 +1,276 @@
+"""Recipes: one experiment as a TOML file, read strictly.
+
+A key that is not known, or a value of another type, is an error that names the key and the nearest known
+one: a typing error is found before an hour of training, not after it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tomlkit.exceptions import TOMLKitError
+
+from mirepoix.runs import SPACES, Run, Space
+from mirepoix.types import InputError
+
+__all__ = ["Recipe", "builtin_recipes", "load_recipe"]
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Table):
+    """Where the images come from."""
+
+    dataset: str = "folder"
+    """``digits``, ``folder`` (one sub-folder per domain), ``parquet``, or the name of a known dataset."""
+    size: Count | None = None
+    """Side of the images that the network sees, in pixels."""
+    augmentation: Literal["domainbed", "none"] = "domainbed"
+    targets: Literal["all"] | list[str] = "all"
+    """Domains to leave out, one at a time."""
+    seeds: Annotated[list[Natural], Field(min_length=1)] = [0]
+    """Data seeds: other splits into training and validation, and other configurations."""
+    holdout: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    """Share of every source domain that is kept for ID validation."""
+    skip_unreadable: Flag = False
+    memory_budget: Annotated[float, Field(strict=True, gt=0)] = 4.0
+    """GiB of decoded images kept in the cache; more than that is decoded again and again."""
+    domain_column: str = "domain"
+    label_column: str = "label"
+    image_column: str | None = None
+
+
+class NetworkTable(_Table):
+    """Which network, and its pre-trained weights."""
+
+    name: str
+    weights: str | None = None
+    """A file, relative to the recipe, the data folder or the current folder."""
+    pretrained: Flag = False
+    """Fetch the weights of a timm network from its hub."""
+    width: Count | None = None
+    frozen_batch_norm: Flag = True
+
+
+class RunTable(_Table):
+    """Fields of `mirepoix.runs.Run` that a recipe may set."""
+
+    steps: Count | None = None
+    learning_rate: Number | None = None
+    weight_decay: Number | None = None
+    dropout: Number | None = None
+    batch_size: Count | None = None
+    optimizer: Literal["adam", "adamw", "sgd"] | None = None
+    momentum: Number | None = None
+    schedule: Literal["constant", "cosine"] | None = None
+    augment: Flag | None = None
+    classifier_steps: Natural | None = None
+    check_every: Count | None = None
+    average_from: Count | None = None
+
+    def over(self, base: Run) -> Run:
+        """``base`` with the fields that are set here."""
+        return base.with_(**self.model_dump(exclude_none=True))
+
+
+class SpaceTable(_Table):
+    """What varies between the runs: a published space, or lists of values to choose from."""
+
+    preset: Literal["mild", "extreme", "extreme-small"] | None = None
+    learning_rate: list[Number] | None = None
+    weight_decay: list[Number] | None = None
+    dropout: list[Number] | None = None
+    batch_size: list[Count] | None = None
+
+    def space(self) -> Space:
+        """The distributions, with the names DomainBed seeds them with."""
+        names = {"learning_rate": "lr", "dropout": "resnet_dropout"}
+        lists = self.model_dump(exclude_none=True, exclude={"preset"})
+        chosen: dict[str, Any] = dict(SPACES[self.preset]) if self.preset else {}
+        for field, values in lists.items():
+            chosen[field] = (names.get(field, field), _Choice(values))
+        return chosen
+
+
+class _Choice:
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = values
+
+    def __call__(self, random: np.random.RandomState) -> Any:
+        return self.values[int(random.choice(len(self.values)))]
+
+
+class LoopTable(_Table):
+    """Options of the training loop."""
+
+    device: str = "auto"
+    mixed_precision: Literal["none", "bf16", "fp16"] = "none"
+    channels_last: Flag = False
+    compile: Flag = False
+    save_every: Annotated[float, Field(strict=True, ge=0)] = 30.0
+    threads: Natural = 0
+    """Threads of the processor; 0 leaves the choice to torch."""
+
+
+class Evidence(_Table):
+    """What the report looks at."""
+
+    subsets: Natural = 2
+    """Random subsets of members averaged for each size in the figure of accuracy against their number."""
+    wise: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.5
+    """Share of the start in the WiSE row."""
+    greedy_strict: Flag = False
+    """The greedy soup keeps a member only if validation rises, instead of if it does not fall."""
+
+
+class Recipe(_Table):
+    """One experiment."""
+
+    name: str
+    title: str = ""
+    source: str = ""
+    members: Count = 8
+    data: Data = Data()
+    network: NetworkTable
+    pretraining: RunTable | None = None
+    """Pre-train on the images that the built-in task sets apart."""
+    probe: RunTable | None = RunTable()
+    """The linear probe that all runs start from: run 0's configuration, changed by what is set here."""
+    shared_head: Flag = False
+    """Start from one random head shared by all runs, in place of the probe."""
+    run: RunTable = RunTable()
+    space: SpaceTable = SpaceTable(preset="mild")
+    loop: LoopTable = LoopTable()
+    evidence: Evidence = Evidence()
+
+    def base_run(self) -> Run:
+        """The configuration of run 0."""
+        return self.run.over(Run())
+
+    def probe_run(self) -> Run | None:
+        """The configuration of the probe: run 0's, changed where the probe's table says so."""
+        if self.shared_head or self.probe is None:
+            return None
+        return self.probe.over(self.base_run())
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that come with mirepoix lie: inside an installed package, or in the repository."""
+    package = Path(str(resources.files("mirepoix")))
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that can be named without a path."""
+    return {path.stem: path for path in sorted(recipes_folder().glob("*.toml"))}
+
+
+def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
+    """Read and validate a recipe.
+
+    Args:
+        recipe: A TOML file, or the name of a recipe that comes with mirepoix; None is ``digits``.
+        changes: ``key=value`` pairs with dotted keys, such as ``run.steps=100``; values in TOML's notation,
+            and what is not TOML is taken as text.
+
+    Returns:
+        The recipe, and the file it came from.
+
+    Raises:
+        InputError: Naming the file and the key, what was expected, what came, and the nearest known key.
+    """
+    path = _find(recipe)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file: {error}.") from None
+    for change in changes:
+        _set(values, change)
+    try:
+        parsed = Recipe.model_validate(values)
+        parsed.base_run()
+        parsed.probe_run()
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return parsed, path
+
+
+def _find(recipe: str | Path | None) -> Path:
+    known = builtin_recipes()
+    if recipe is None:
+        return known["digits"]
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if str(recipe) in known:
+        return known[str(recipe)]
+    if path.is_dir():
+        raise InputError(f"{path}: expected a recipe (a TOML file), got a folder. Images are given by --data.")
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"{recipe}: there is no such recipe file; recipes that come with mirepoix are {', '.join(known)}.{hint}"
+    )
+
+
+def _set(values: dict[str, Any], change: str) -> None:
+    """Apply one ``a.b=value`` to nested tables."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {change}: expected key=value, such as run.steps=100.")
+    try:
+        value = tomlkit.value(text.strip()).unwrap()
+    except (TOMLKitError, ValueError):
+        value = text.strip()
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {change}: {table!r} is a value and has no keys below it.")
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line per problem: the full key, what was expected, what came."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        loc = [str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "list["))]
+        key = ".".join(loc)
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(loc[-1], _keys_beside(loc), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else f"; known keys: {', '.join(_keys_beside(loc))}"
+            lines.append(f"{key}: unknown key{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing")
+        else:
+            message = problem["msg"][:1].lower() + problem["msg"][1:]
+            lines.append(f"{key}: {message}, got {problem['input']!r}")
+    return list(dict.fromkeys(lines))
+
+
+def _keys_beside(loc: Sequence[str]) -> list[str]:
+    """The known keys of the table in which the key at ``loc`` stands."""
+    table: Any = Recipe
+    for part in loc[:-1]:
+        annotation = table.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        table = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(table.model_fields)

@@ -1,0 +1,8 @@
+"""What a job found, on one page: is the average good, why, and when not to trust it."""
+
+from mirepoix.report._files import FORMAT, read_report, write_report
+from mirepoix.report._html import html
+from mirepoix.report._markdown import markdown
+from mirepoix.report._terminal import terminal_table
+
+__all__ = ["FORMAT", "html", "markdown", "read_report", "terminal_table", "write_report"]

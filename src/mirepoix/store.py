@@ -1,0 +1,262 @@
+"""Results kept by what they were made of.
+
+A result is looked up by the fingerprint of everything that decides it: the start, the task, the run, the
+trainer and the code that trains. So recycling, resuming and provenance come for free: `cached` turns any
+``train`` into one that never does the same work twice.
+
+On disk every result is a folder named by that fingerprint::
+
+    <store>/<kind>/<key>/record.json      written last: with it the result is finished
+                        /best.safetensors ...
+                        /state.bin, lock  only while it is being made
+
+Files are written to temporary names and renamed, a lock keeps other processes from making the same result at
+the same time, and every file is compared with the digest in the record before it is used. What does not
+agree is moved to ``<store>/damaged`` and made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from mirepoix.checkpoints import file_digest, fingerprint, open_weights, read_json, write_json, write_weights
+from mirepoix.runs import Run
+from mirepoix.types import Diverged, InputError, Weights
+
+__all__ = ["Store", "cached", "code_version", "environment", "key_of"]
+
+log = logging.getLogger(__name__)
+
+Result = tuple[Mapping[str, Weights], dict[str, Any]]
+"""Weights by name, and the record."""
+
+
+def key_of(made_of: Mapping[str, Any]) -> str:
+    """The fingerprint of plain values: their JSON text, hashed."""
+    text = json.dumps(made_of, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def code_version() -> str:
+    """A digest of the source files that decide the outcome of a training."""
+    digest = hashlib.sha256()
+    package = Path(str(resources.files("mirepoix")))
+    deciding = [package / "runs.py", package / "seeds.py", package / "predictions.py"]
+    for room in ("data", "models", "objectives", "training"):
+        deciding += sorted((package / room).rglob("*.py"))
+    for file in deciding:
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Versions and machine, for a record; nothing in it decides which result is looked up."""
+    libraries = ("mirepoix", "torch", "torchvision", "timm", "numpy", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: metadata.version(name) for name in libraries},
+    }
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of results.
+
+    Attributes:
+        path: The folder; made when first written.
+        made: How many results this object has made, and not found.
+    """
+
+    path: Path
+    made: list[str] = field(default_factory=list, compare=False)
+
+    def entry(self, kind: str, key: str) -> Path:
+        """The folder of one result."""
+        return self.path / kind / key
+
+    def find(self, kind: str, key: str) -> Result | None:
+        """A finished result, every file of it verified; a damaged one is set aside and not returned."""
+        entry = self.entry(kind, key)
+        if not (entry / "record.json").is_file():
+            return None
+        problem = _damage(entry)
+        if problem:
+            self._set_aside(entry, problem)
+            return None
+        record = read_json(entry / "record.json")
+        return {Path(name).stem: open_weights(entry / name) for name in record["files"]}, record
+
+    def get_or_make(self, kind: str, made_of: Mapping[str, Any], make: Callable[[Path], Result]) -> Result:
+        """The result made of ``made_of``: found, or made now and kept.
+
+        Args:
+            kind: A word for the folder, such as ``weights``.
+            made_of: Everything that decides the result, as plain values.
+            make: Makes it; gets the folder where an unfinished result may keep its state.
+        """
+        key = key_of(made_of)
+        found = self.find(kind, key)
+        if found:
+            return found
+        entry = self.entry(kind, key)
+        entry.mkdir(parents=True, exist_ok=True)
+        with _locked(entry):
+            found = self.find(kind, key)  # another process may have made it while we waited
+            if found:
+                return found
+            _remove_leftovers(entry)
+            weights, record = make(entry)
+            files = {f"{name}.safetensors": theta for name, theta in weights.items()}
+            record = {
+                "format": 1,
+                "made_of": dict(made_of),
+                **record,
+                "files": {name: write_weights(entry / name, theta) for name, theta in files.items()},
+                "environment": environment(),
+            }
+            write_json(entry / "record.json", record)
+            (entry / "state.bin").unlink(missing_ok=True)
+            self.made.append(key)
+        result = self.find(kind, key)
+        if result is None:
+            raise OSError(f"{entry}: the result just written reads back damaged; check the disk.")
+        return result
+
+    def _set_aside(self, entry: Path, problem: str) -> None:
+        damaged = self.path / "damaged"
+        damaged.mkdir(exist_ok=True)
+        number = sum(1 for other in damaged.iterdir() if other.name.startswith(entry.name))
+        target = damaged / f"{entry.name}-{number}"
+        target.mkdir()
+        for file in entry.iterdir():
+            if file.name != "lock":
+                file.rename(target / file.name)
+        log.warning("a stored result is damaged (%s); it is set aside in %s and made again.", problem, target)
+
+
+def _damage(entry: Path) -> str | None:
+    """What is wrong with a finished result, or None."""
+    try:
+        record = read_json(entry / "record.json")
+        for name, digest in record["files"].items():
+            if file_digest(entry / name) != digest:
+                return f"{name} is not the file that was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+def _remove_leftovers(entry: Path) -> None:
+    """Temporary files of a process that was killed; we hold the lock, so nobody is writing them."""
+    for file in entry.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """Hold the lock of one result; it is released when the process ends, however it ends."""
+    import filelock
+
+    lock = filelock.FileLock(entry / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.info("another process is making %s; waiting for it.", entry.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if (entry / "record.json").is_file():
+            (entry / "lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def cached(train: Any, store: Store, *, made_of: Mapping[str, Any] | None = None) -> Any:
+    """``train``, with every result kept in ``store`` and looked up before it is made.
+
+    Works with any callable ``(theta, task, run) -> Weights`` whose task has a ``digest``. A `Trainer` keeps all
+    that one training collects, and continues inside an interrupted run. A run that diverged is remembered too.
+
+    Args:
+        train: The training.
+        store: Where results are kept.
+        made_of: What ``train`` adds to the identity of its results, as plain values: its options, a version.
+            A `Trainer` says so itself.
+
+    Raises:
+        InputError: If nothing says what ``train`` is made of, or the task has no digest.
+        Diverged: If the run diverged, now or when it was made.
+    """
+    if made_of is None and not hasattr(train, "made_of"):
+        raise InputError(
+            f"cached: nothing says what {train!r} adds to its results; pass made_of={{...}} with its name, its "
+            "options and a version, so that changing them makes new results."
+        )
+    trainer = dict(made_of) if made_of is not None else train.made_of()
+
+    def lookup(theta: Weights, task: Any, run: Run) -> Weights:
+        digest = getattr(task, "digest", None)
+        if not isinstance(digest, str):
+            raise InputError(f"cached: the task needs a `digest`, a text that names its content; got {task!r}.")
+        fits = hasattr(train, "fit")
+        made_of = {
+            "theta": fingerprint(theta),
+            "task": digest,
+            # One training serves every collector.
+            "run": {**run.to_dict(), "collect": "all"} if fits else run.to_dict(),
+            "train": trainer,
+            "code": code_version() if fits else None,
+        }
+
+        def make(workspace: Path) -> Result:
+            if not fits:
+                return {run.collect: train(theta, task, run)}, {"status": "finished"}
+            try:
+                fit = train.fit(theta, task, run, workspace=workspace)
+            except Diverged as diverged:
+                return {}, {"status": "diverged", "step": diverged.step, "message": str(diverged)}
+            return fit.weights, fit.record
+
+        weights, record = store.get_or_make("weights", made_of, make)
+        if record["status"] == "diverged":
+            raise Diverged(record["message"], record["step"])
+        return _Member(weights[run.collect], record)
+
+    return lookup
+
+
+class _Member(Mapping[str, Any]):
+    """Stored weights with the record of how they were made."""
+
+    def __init__(self, theta: Weights, record: dict[str, Any]) -> None:
+        self._theta = theta
+        self.record = record
+
+    @property
+    def path(self) -> Path:
+        """The file of the weights."""
+        path: Path = self._theta.path  # type: ignore[attr-defined]
+        return path
+
+    def __getitem__(self, name: str) -> Any:
+        return self._theta[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._theta)
+
+    def __len__(self) -> int:
+        return len(self._theta)
+

@@ -1,0 +1,122 @@
+"""The plan of the house, read from the imports."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import mirepoix
+
+PACKAGE = Path(mirepoix.__file__).parent
+
+LEVELS = [
+    {"types", "seeds"},
+    {"weights", "checkpoints", "data", "models", "predictions"},
+    {"merging", "heads", "objectives", "ensembles", "runs"},
+    {"training", "store", "recipe"},
+    {"strategies", "selection", "metrics", "diversity"},
+    {"experiment", "report"},
+    {"cli", "__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def runtime_imports(path: Path) -> set[str]:
+    """Rooms that a file imports when it runs, not those it names for the type checker alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = [ast.Pass()]
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module] if node.module != "mirepoix" else [f"mirepoix.{a.name}" for a in node.names]
+            modules.update(names)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+    return {m.split(".")[1] for m in modules if m.startswith("mirepoix.") and m != "mirepoix.__version__"}
+
+
+def graph() -> dict[str, set[str]]:
+    edges: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path == PACKAGE / "__init__.py":
+            continue
+        edges.setdefault(room_of(path), set()).update(runtime_imports(path) - {room_of(path)})
+    return edges
+
+
+def test_every_room_has_its_place():
+    assert set(graph()) == set(LEVEL)
+
+
+def test_dependencies_point_one_way():
+    wrong = [
+        f"{room} imports {other}" for room, others in graph().items() for other in others if LEVEL[other] > LEVEL[room]
+    ]
+    assert not wrong
+
+
+def test_rooms_have_no_cycle():
+    list(TopologicalSorter(graph()).static_order())
+
+
+def test_the_page_of_equations_imports_types_and_weights_only():
+    assert runtime_imports(PACKAGE / "strategies.py") == {"types", "weights"}
+
+
+def test_files_in_a_room_are_private_and_contents_lists_have_no_code():
+    for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()):
+        for path in folder.rglob("*.py"):
+            assert path.name.startswith("_"), path
+        tree = ast.parse((folder / "__init__.py").read_text())
+        for node in tree.body:
+            is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            assert is_docstring or is_all or isinstance(node, ast.ImportFrom), ast.unparse(node)
+
+
+def test_every_public_name_is_found_and_documented():
+    for name in mirepoix.__all__:
+        value = getattr(mirepoix, name)
+        assert name == "__version__" or value.__doc__, name
+    assert set(mirepoix._PLACES) == set(mirepoix.__all__) - {"__version__"}
+
+
+def in_fresh_process(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def test_importing_mirepoix_and_its_command_line_loads_no_torch():
+    code = "import sys, mirepoix, mirepoix.cli, mirepoix.weights, mirepoix.checkpoints, mirepoix.recipe; print({0})"
+    for heavy in ("torch", "torchvision", "timm", "sklearn", "matplotlib", "jinja2"):
+        assert in_fresh_process(code.format(f"{heavy!r} in sys.modules")) == "False", heavy
+
+
+def test_help_of_every_verb_loads_no_torch():
+    for arguments in (["--help"], ["run", "--help"], ["report", "--help"], ["--version"]):
+        code = f"""
+import sys
+from mirepoix.cli import main
+sys.argv = ["mirepoix", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+print("torch" in sys.modules)
+"""
+        assert in_fresh_process(code).splitlines()[-1] == "False"
+
+
+def test_every_source_file_with_public_functions_has_a_test_of_its_name(root):
+    tests = {path.stem for path in (root / "tests").rglob("test_*.py")}
+    for room in ("diversity", "objectives", "merging", "ensembles"):
+        for path in (PACKAGE / room).glob("_[a-z]*.py"):
+            assert f"test{path.stem}" in tests, f"{path.name} has no tests/{room}/test{path.stem}.py"
