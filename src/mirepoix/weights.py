@@ -576,8 +576,8 @@ def _join_integers(name: str, first: _Tensor, kept: Any, x: _Tensor, integers: I
     raise _mismatch(
         first.owner,
         x.owner,
-        f"{name!r} holds integers that differ, {a[place]} in {first.owner} and {b[place]} in {x.owner}{where}."
-        " Integers have no average: pass integers='first' to keep those of the first member, or "
+        f"{name!r} differs, {a[place]} in {first.owner} and {b[place]} in {x.owner}{where}. "
+        "Integers have no average: pass integers='first' to keep those of the first member, or "
         "integers='max' for the largest.",
     )
 

@@ -54,7 +54,7 @@ class Augmentation:
 def draw_augmentation(count: int, height: int, width: int, generator: torch.Generator) -> Augmentation:
     """One independent augmentation per image."""
 
-    def uniform(*shape: int) -> Float64[Tensor, "..."]:
+    def uniform(*shape: int) -> Float64[Tensor, ...]:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     spread = uniform(count, 4) * 2 - 1
@@ -85,7 +85,7 @@ def augmented(
 
 
 def _boxes(draws: Float64[Tensor, "samples attempts 4"], height: int, width: int) -> Int[Tensor, "samples 4"]:
-    """Crops of a random area and aspect: the first of ten attempts that fits, else the largest central one."""
+    """Crops of random area and aspect: the first of ten attempts that fits, or the largest central one."""
     area, aspect, down, right = draws.unbind(-1)
     area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area)
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
@@ -101,7 +101,9 @@ def _boxes(draws: Float64[Tensor, "samples attempts 4"], height: int, width: int
     # An image narrower or wider than every allowed aspect keeps its short side.
     tallest = min(height, round(width / ASPECT[0])) if width / height < ASPECT[0] else height
     widest = min(width, round(height * ASPECT[1])) if width / height > ASPECT[1] else width
-    central = torch.tensor([(height - tallest) // 2, (width - widest) // 2, tallest, widest], dtype=torch.float64)
+    central = torch.tensor(
+        [(height - tallest) // 2, (width - widest) // 2, tallest, widest], dtype=torch.float64
+    )
     return torch.where(fits.any(dim=1, keepdim=True), boxes, central).long()
 
 
@@ -130,9 +132,10 @@ def _resample_each(
     size: int,
 ) -> Float[Tensor, "samples channels size size"]:
     seen = images.new_empty(*images.shape[:2], size, size)
-    crops = zip(images.split(1), boxes.tolist(), flips.tolist(), strict=True)
-    for row, (image, (top, left, height, width), flip) in enumerate(crops):
-        crop = image[:, :, top : top + height, left : left + width]
+    for row, ((top, left, height, width), flip) in enumerate(
+        zip(boxes.tolist(), flips.tolist(), strict=True)
+    ):
+        crop = images[row : row + 1, :, top : top + height, left : left + width]
         crop = torch.nn.functional.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
         seen[row] = crop[0].flip(-1) if flip else crop[0]
     return seen
@@ -159,7 +162,7 @@ def _axis(
     size: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "samples size extent"]:
-    """Triangle-filter weights of ``extent`` input pixels for each of ``size`` output pixels, summing to one."""
+    """Triangle-filter weights of all input pixels for each output pixel, summing to one."""
     device = start.device
     at = torch.arange(size, device=device, dtype=torch.float64) + 0.5
     at = torch.where(flips.to(device)[:, None], size - at, at)
@@ -199,8 +202,8 @@ def grey_(images: Float[Tensor, "samples 3 height width"], greys: Bool[Tensor, "
 
 
 def _luma(images: Float[Tensor, "samples 3 height width"]) -> Float[Tensor, "samples 1 height width"]:
-    red, green, blue = images.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    grey = images[:, :1] * LUMA[0]
+    return grey.add_(images[:, 1:2], alpha=LUMA[1]).add_(images[:, 2:], alpha=LUMA[2])
 
 
 def _brightness_(images: Float[Tensor, "n 3 h w"], factor: Float[Tensor, "n 1 1 1"]) -> None:

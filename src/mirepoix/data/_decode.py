@@ -1,12 +1,11 @@
 """One encoded picture to 8-bit RGB, whatever it was saved as.
 
-Grey, palette, CMYK, 16-bit and transparent pictures all become RGB. Transparency is dropped, the first frame
-of several is taken, and the EXIF orientation is not applied: the reference protocol does none of these either.
+Grey, palette, CMYK, 16-bit and transparent pictures all become RGB. Transparency is dropped, of
+several frames the first is taken, and the EXIF orientation is not applied, as in the reference protocol.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["BytesPicture", "FilePicture", "Picture", "decode", "picture_size", "stored_extent"]
+__all__ = ["FilePicture", "Picture", "decode", "picture_size", "stored_extent"]
 
 
 class Picture(Protocol):
@@ -40,21 +39,6 @@ class FilePicture:
 
     def __str__(self) -> str:
         return str(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class BytesPicture:
-    """A picture held in memory."""
-
-    name: str
-    data: bytes
-
-    def open(self) -> BinaryIO:
-        """The bytes, as a file."""
-        return io.BytesIO(self.data)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
@@ -97,7 +81,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion of 16-bit grey to RGB clips at 255 and leaves white.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit pixels beyond 16 bits have no agreed range; save the picture with 8 bits")
+            raise ValueError(
+                "32-bit pixels beyond 16 bits have no agreed range; save the picture with 8 bits"
+            )
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P":
         # By way of RGBA: Pillow warns when it drops the transparency of a palette.

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from mirepoix.data._decode import FilePicture
+from mirepoix.data._images import IntArray
 from mirepoix.data._store import MEMORY_BUDGET, Progress, Shelf, read_pictures
 from mirepoix.data._task import Domain, Task, digest_of, make_task, nearest
 from mirepoix.data._transform import Transform
@@ -76,12 +77,14 @@ def folder_task(
     empty = [domain for domain, listing in listings.items() if not listing.pictures]
     if empty:
         raise InputError(
-            f"{root}: expected pictures in <domain>/<class>/, got none in domains: {', '.join(empty)}. Add some "
-            f"({', '.join(sorted(EXTENSIONS))}), or name the domains to use."
+            f"{root}: expected pictures in <domain>/<class>/, got none in domains: {', '.join(empty)}. Add "
+            f"some ({', '.join(sorted(EXTENSIONS))}), or name the domains to use."
         )
     classes = check_classes(root, {label for listing in listings.values() for label in listing.pictures})
     files = {
-        domain: [(file, classes.index(label)) for label in classes for file in listing.pictures.get(label, ())]
+        domain: [
+            (file, classes.index(label)) for label in classes for file in listing.pictures.get(label, ())
+        ]
         for domain, listing in listings.items()
     }
     shelves, notes = read_pictures(
@@ -96,7 +99,9 @@ def folder_task(
     )
     others = [other for listing in listings.values() for other in listing.others]
     if others:
-        notes.append(f"{len(others)} files are not pictures in a class folder and were left out, such as {others[0]}")
+        notes.append(
+            f"{len(others)} files are not pictures in a class folder and were left out, such as {others[0]}"
+        )
     labels = [np.array([label for _, label in domain], dtype=np.int64) for domain in files.values()]
     return assemble(name or root.resolve().name, classes, list(files), labels, shelves, transform, notes)
 
@@ -105,7 +110,7 @@ def assemble(
     name: str,
     classes: Sequence[str],
     domains: Sequence[str],
-    labels: Sequence[np.ndarray],
+    labels: Sequence[IntArray],
     shelves: Sequence[Shelf],
     transform: Transform,
     notes: Sequence[str],
@@ -130,7 +135,9 @@ def assemble(
 def check_classes(where: object, classes: set[str]) -> list[str]:
     """The classes in order, at least two."""
     if len(classes) < 2:
-        raise InputError(f"{where}: expected at least 2 classes, got {len(classes)}: {', '.join(sorted(classes))}.")
+        raise InputError(
+            f"{where}: expected at least 2 classes, got {len(classes)}: {', '.join(sorted(classes))}."
+        )
     return sorted(classes)
 
 
@@ -138,8 +145,8 @@ def check_domain_count(where: object, domains: Sequence[str]) -> None:
     """At least two domains."""
     if len(domains) < 2:
         raise InputError(
-            f"{where}: expected at least 2 domains, one to leave out and one to train on, got {len(domains)}: "
-            f"{', '.join(domains)}."
+            f"{where}: expected at least 2 domains, one to leave out and one to train on, got "
+            f"{len(domains)}: {', '.join(domains)}."
         )
 
 
@@ -157,7 +164,8 @@ def _domain_folders(root: Path, domains: Sequence[str] | None) -> list[Path]:
     folders = subfolders(root)
     if not folders:
         raise InputError(
-            f"{root}: expected one sub-folder per domain (<domain>/<class>/<picture>), got none. Check the path."
+            f"{root}: expected one sub-folder per domain (<domain>/<class>/<picture>), got none. "
+            f"Check the path."
         )
     known = [folder.name for folder in folders]
     for domain in domains if domains is not None else ():
@@ -200,5 +208,6 @@ def _key(root: Path, files: Sequence[Path]) -> str:
     """Stands for the files as they are: another time of change or size is another key."""
     stats = ((file, file.stat()) for file in files)
     return digest_of(
-        "files", *((file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+        "files",
+        *((file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in stats),
     )

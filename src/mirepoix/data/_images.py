@@ -92,8 +92,8 @@ class StreamedImages:
                     pixels[row] = decode(file, self._extent)
             except Exception as error:
                 raise InputError(
-                    f"expected to read {picture} again, got {type(error).__name__}: {error}. The file was readable "
-                    f"when the task was opened; restore it, or open the task again."
+                    f"expected to read {picture} again, got {type(error).__name__}: {error}. The file was "
+                    f"readable when the task was opened; restore it, or open the task again."
                 ) from error
 
         with ThreadPoolExecutor(self._workers) as pool:

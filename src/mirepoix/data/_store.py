@@ -1,4 +1,4 @@
-"""Pictures to images, each decoded once: into memory, into a mapped file that later runs find, or only checked.
+"""Pictures to images, each decoded once: into memory, into a file that later runs find, or only checked.
 
 Beside the decoded pixels the cache keeps a *manifest*: what was learnt from a list of files, under a key made
 of their relative paths, sizes and times of change. A run that finds it reads no picture at all. Everything is
@@ -116,7 +116,9 @@ def read_pictures(
     threads = workers if workers is not None else _processors()
     if threads < 1:
         raise InputError(f"workers: expected at least 1 thread, got {workers}.")
-    reader = _Reader(pictures, [len(domain) for domain in domains], size, memory_budget, skip_unreadable, threads)
+    reader = _Reader(
+        pictures, [len(domain) for domain in domains], size, memory_budget, skip_unreadable, threads
+    )
     report = progress or (lambda done, total, what: None)
     if cache_dir is None:
         contents, array = reader.read(report, reader.in_memory)
@@ -241,9 +243,7 @@ class _Cache:
                 f"cache_dir: expected a folder that can be written, got {folder} ({error}). Name another one."
             ) from error
 
-    def find_or_make(
-        self, reader: _Reader, report: Progress
-    ) -> tuple[_Contents, NDArray[np.uint8] | None]:
+    def find_or_make(self, reader: _Reader, report: Progress) -> tuple[_Contents, NDArray[np.uint8] | None]:
         # A hit needs no lock: what it reads was renamed into place whole.
         found = self.find(reader)
         if found is not None:
@@ -268,7 +268,9 @@ class _Cache:
         return _Contents(tuple(body["extent"]), tuple(body["digests"]), body["pixels"], unreadable)
 
     def manifest_path(self, reader: _Reader) -> Path:
-        return self.folder / f"{digest_of('manifest', FORMAT, self.key, reader.size, list(reader.counts))}.json"
+        return (
+            self.folder / f"{digest_of('manifest', FORMAT, self.key, reader.size, list(reader.counts))}.json"
+        )
 
     def make(self, reader: _Reader, report: Progress) -> tuple[_Contents, NDArray[np.uint8] | None]:
         for left in self.folder.glob("*.tmp-*"):
@@ -321,8 +323,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise InputError(
-            f"cache_dir: expected room for {size / 1e9:.1f} GB of decoded images in {path.parent.parent}, got "
-            f"{error.strerror}. Name a cache_dir on another disk, or none."
+            f"cache_dir: expected room for {size / 1e9:.1f} GB of decoded images in {path.parent.parent}, "
+            f"got {error.strerror}. Name a cache_dir on another disk, or none."
         ) from error
     return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
 
@@ -356,7 +358,9 @@ def _checksum(path: Path) -> str:
 
 def _seal(body: dict[str, Any]) -> bytes:
     text = json.dumps(body, sort_keys=True)
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}, sort_keys=True).encode()
+    return json.dumps(
+        {"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}, sort_keys=True
+    ).encode()
 
 
 def _unseal(path: Path) -> dict[str, Any] | None:

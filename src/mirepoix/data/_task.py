@@ -157,8 +157,8 @@ class Task:
         """
         if target is not None and target not in self.domain_names:
             raise InputError(
-                f"expected a domain of {self.name} as target, got {target!r}.{nearest(target, self.domain_names)} "
-                f"Domains: {', '.join(self.domain_names)}."
+                f"expected a domain of {self.name} as target, got {target!r}."
+                f"{nearest(target, self.domain_names)} Domains: {', '.join(self.domain_names)}."
             )
         if not 0 < holdout < 1:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {holdout!r}.")
@@ -176,8 +176,8 @@ class Task:
             if not len(in_train) or not len(in_validation):
                 raise InputError(
                     f"domain {domain.name!r} of {self.name}: expected enough images for a validation part of "
-                    f"{holdout:g} and a training part, got {len(domain)} images, that is {len(in_train)} for training and "
-                    f"{len(in_validation)} for validation. Add images or change the holdout."
+                    f"{holdout:g} and a training part, got {len(domain)} images, that is {len(in_train)} for "
+                    f"training and {len(in_validation)} for validation. Add images or change the holdout."
                 )
             train.append(Subset(domain, number, in_train))
             validation.append(Subset(domain, number, in_validation))
@@ -226,7 +226,7 @@ def digest_of(*parts: object) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             little = np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"), copy=False))
-            content = hashlib.sha256(little).digest()
+            content = hashlib.sha256(little.data).digest()
             head = f"array {part.dtype.kind}{part.dtype.itemsize} {part.shape}".encode()
         else:
             head, content = b"text", repr(part).encode()

@@ -80,7 +80,7 @@ class Transform:
             )
         return self._normalised(seen)
 
-    def _normalised(self, seen: Float32[Tensor, "samples channels size size"]) -> Float32[Tensor, "..."]:
+    def _normalised(self, seen: Float32[Tensor, "samples channels size size"]) -> Float32[Tensor, ...]:
         if not self.normalise:
             return seen
         self._expect_colour(seen.shape[1])

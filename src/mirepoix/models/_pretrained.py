@@ -97,12 +97,15 @@ def _our_names(spec: NetworkSpec, weights: Mapping[str, Any]) -> dict[str, str]:
     """From our name of each tensor to its key in the file."""
     if any(key.startswith("featurizer.") for key in weights):
         return {key: key for key in weights}
-    heads = _classifier_names(spec)
+    heads = [f"{head}." for head in _classifier_names(spec)]
+    heads = [head for head in heads if any(key.startswith(head) for key in weights)]
     names = {}
     for key in weights:
-        head = next((head for head in heads if key.startswith(f"{head}.")), None)
-        name = f"featurizer.{key}" if head is None else f"classifier.{key.removeprefix(f'{head}.')}"
-        names[name] = key
+        head = next((head for head in heads if key.startswith(head)), None)
+        if head is None:
+            names[f"featurizer.{key}"] = key
+        else:  # a model distilled with two classifiers has none that could be kept, so these keep their names
+            names[f"classifier.{key.removeprefix(head) if len(heads) == 1 else key}"] = key
     return names
 
 

@@ -112,7 +112,7 @@ class NetworkSpec:
         import timm
 
         timm_config(self.name)
-        model = timm.create_model(self.name.removeprefix("timm:"), num_classes=0, in_chans=self.channels)
+        model: Any = timm.create_model(self.name.removeprefix("timm:"), num_classes=0, in_chans=self.channels)
         # Some families (MobileNet) have one more layer before the classifier, and its size is another.
         return model, getattr(model, "head_hidden_size", None) or model.num_features
 

@@ -58,8 +58,8 @@ class _Block(nn.Module):
         self.shortcut = None if inputs == outputs and stride == 1 else _conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.bn1(x))
-        y = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        activated: Tensor = F.relu(self.bn1(x))
+        y: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         # Where the shape changes, the shortcut starts after the activation; elsewhere it is the identity.
         return y + (x if self.shortcut is None else self.shortcut(activated))
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from mirepoix.report._numbers import cleaned, finite
-from mirepoix.report._page import curve_mean, find_label, gains, labels
+from mirepoix.report._numbers import finite
+from mirepoix.report._result import curve_mean, find_label, gains, labels, prepared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,12 +106,15 @@ def _draw(plot: Plot) -> str:
         # The browser draws the text with its own fonts; what DejaVu lacks is not missing on the page.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
-        for key in ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"):
-            matplotlib.rcParams[key] = _ink("ink")
-        for key in ("axes.edgecolor", "xtick.color", "ytick.color"):
-            matplotlib.rcParams[key] = _ink("muted")
-        matplotlib.rcParams["grid.color"] = _ink("line")
+        settings: Any = {
+            **_RC,
+            **dict.fromkeys(
+                ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _ink("ink")
+            ),
+            **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), _ink("muted")),
+            "grid.color": _ink("line"),
+        }
+        matplotlib.rcParams.update(settings)
         width, height = _inches(plot.size)
         figure = Figure(figsize=(width, height), layout="constrained")
         plot.draw(figure)
@@ -137,7 +140,7 @@ def _short(name: str, length: int = 20) -> str:
 
 def plots(report: Mapping[str, Any]) -> list[Plot]:
     """The figures for which the report has numbers, in the order of the page."""
-    report = cleaned(dict(report))
+    report = prepared(report)
     return [*_gains(report), *_curves(report), *_ratio_error(report)]
 
 
@@ -207,6 +210,8 @@ def _gains(report: Mapping[str, Any]) -> list[Plot]:
 
 
 def _curve(axes: Axes, curve: list[Any], *, bold: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     width = 2.4 if bold else 1.4
     for key, style in (("ensemble", "--"), ("average", "-")):
         known = [(p["members"], finite(p.get(key))) for p in curve]
@@ -220,7 +225,7 @@ def _curve(axes: Axes, curve: list[Any], *, bold: bool) -> None:
             markersize=4 if bold else 2.5,
             label=key,
         )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5 if not bold else 10))
 
 
 def _curves(report: Mapping[str, Any]) -> list[Plot]:
@@ -330,8 +335,8 @@ def _ratio_error(report: Mapping[str, Any]) -> list[Plot]:
             name="ratio_error",
             section="why",
             alt="OOD gain of the average over the mean member against the ratio-error, one dot per target.",
-            caption="Where members fail on different images, the average should gain more: dots should rise to "
-            f"the right. {len(found)} targets illustrate this and prove nothing.{left_out}",
+            caption="Where members fail on different images, the average should gain more: dots should rise "
+            f"to the right. {len(found)} targets illustrate this and prove nothing.{left_out}",
             size=(380, 250),
             draw=draw,
         )

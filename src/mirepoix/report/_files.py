@@ -25,7 +25,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     what can be read is always whole. Equal reports give equal bytes.
 
     Args:
-        report: Plain data, with the fields that the page prints (`mirepoix.report._page`).
+        report: Plain data, with the fields that the page prints (`mirepoix.report._result`).
         folder: Made if it does not exist.
 
     Returns:
@@ -65,8 +65,8 @@ def read_report(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected a report in JSON, and it cannot be read ({error}). Run the same command again: "
-            "what is already trained is kept, and the report is written anew."
+            f"{path}: expected a report in JSON, and it cannot be read ({error}). Run the same command "
+            "again: what is already trained is kept, and the report is written anew."
         ) from error
     found = report.get("format") if isinstance(report, dict) else None
     if not isinstance(report, dict) or found != FORMAT:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mirepoix.report._figures import plots
-from mirepoix.report._page import Table, page
+from mirepoix.report._page import page
+from mirepoix.report._tables import Table
 
 __all__ = ["markdown"]
 

@@ -28,7 +28,7 @@ def percent(value: Any, error: Any = None) -> str:
     fraction, spread = finite(value), finite(error)
     if fraction is None:
         return NOT_AVAILABLE
-    text = f"{100 * fraction:.1f}".replace("-0.0", "0.0")
+    text = f"{100 * fraction:.1f}"
     return text if spread is None else f"{text} ± {100 * spread:.1f}"
 
 

@@ -1,34 +1,53 @@
-"""The result in a terminal: the table of OOD accuracies."""
+"""The result in a terminal: the table of OOD accuracies, as wide as the terminal allows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mirepoix.report._numbers import NOT_AVAILABLE, cleaned, finite, percent
-from mirepoix.report._page import Cell, Table, accuracy_table
+from mirepoix.report._tables import Cell, Table, accuracy_table
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table as RichTable
 
-__all__ = ["terminal_table"]
+__all__ = ["TerminalTable", "terminal_table"]
 
 
-def terminal_table(report: Mapping[str, Any], *, width: int | None = None) -> RichTable:
+@dataclass(frozen=True, slots=True)
+class TerminalTable:
+    """A table for `rich.console.Console.print`.
+
+    Attributes:
+        wide: Every target has its column.
+        narrow: The mean over targets and the worst of them, for when that does not fit.
+    """
+
+    wide: Table
+    narrow: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        yield _rich(self.wide if _width(self.wide) <= options.max_width else self.narrow)
+
+
+def terminal_table(report: Mapping[str, Any]) -> TerminalTable:
     """OOD accuracy in percent for each strategy and target, best of each column bold.
 
-    Args:
-        report: What ``report.json`` holds.
-        width: Columns of the terminal. Where the targets do not fit beside each other, their mean and the
-            worst of them are shown instead. Without it every target has its column.
+    Example:
+        >>> from rich.console import Console
+        >>> Console().print(terminal_table(report))  # doctest: +SKIP
     """
+    report = cleaned(dict(report))
+    wide = accuracy_table(report, "ood", costs=True)
+    return TerminalTable(wide, _narrow(report, wide))
+
+
+def _rich(table: Table) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    report = cleaned(dict(report))
-    table = accuracy_table(report, "ood", costs=True)
-    if width is not None and _width(table) > width:
-        table = _narrow(report, table)
     result = RichTable(title="OOD accuracy, percent", title_justify="left")
     for index, name in enumerate(table.columns):
         # Text and not str: a domain may be called "[red]".
@@ -46,28 +65,20 @@ def _width(table: Table) -> int:
 
 
 def _narrow(report: Mapping[str, Any], table: Table) -> Table:
-    """Strategy, mean, worst target and costs."""
+    """Strategy, mean, worst target and costs; with one target, the table as it is."""
     targets = list(report["targets"])
+    if len(targets) == 1:
+        return table
     worst = []
     for line in table.lines:
         rows = [row for row in report["rows"] if row["label"] == line[0].text and row["target"] in targets]
-        values = [finite(row.get("ood_accuracy")) for row in rows]
-        known = [value for value in values if value is not None]
-        worst.append(min(known) if len(known) == len(targets) else None)
+        known = [value for row in rows if (value := finite(row.get("ood_accuracy"))) is not None]
+        worst.append(min(known) if known and len(known) == len(targets) else None)
     top = percent(max((value for value in worst if value is not None), default=None))
-    middle = slice(1 + len(targets), len(table.columns))
+    mean = 1 + len(targets)
     lines = tuple(
-        (
-            line[0],
-            *line[middle][:1],
-            Cell(percent(low), percent(low) == top != NOT_AVAILABLE),
-            *line[middle][1:],
-        )
-        if len(targets) != 1
-        else (line[0], *line[1:])
+        (line[0], line[mean], Cell(percent(low), percent(low) == top != NOT_AVAILABLE), *line[mean + 1 :])
         for line, low in zip(table.lines, worst, strict=True)
     )
-    if len(targets) == 1:
-        return table
-    heads = table.columns[middle]
-    return Table((table.columns[0], heads[0], "Worst target", *heads[1:]), lines)
+    heads = table.columns
+    return Table((heads[0], heads[mean], "Worst target", *heads[mean + 1 :]), lines)

@@ -71,12 +71,13 @@ def sample_report(
             average[f"{side}_accuracy"] = sum(row[f"{side}_accuracy"] for row in mine) / len(targets)
             average[f"{side}_standard_error"] = error
         averages.append(average)
-    for t, target in enumerate(targets):
+    for t, target, seed in ((t, target, seed) for t, target in enumerate(targets) for seed in range(seeds)):
         low = rows[t]["ood_accuracy"]
         high = rows[4 * len(targets) + t]["ood_accuracy"]
         why.append(
             {
                 "target": target,
+                "data_seed": seed,
                 "members_curve": [
                     {
                         "members": m,
@@ -100,29 +101,28 @@ def sample_report(
                 },
             }
         )
-        for s in range(seeds):
-            for i in range(members):
-                runs.append(
-                    {
-                        "target": target,
-                        "data_seed": s,
-                        "run": i,
-                        "status": "finished",
-                        "message": None,
-                        "id_accuracy": 0.94 + 0.01 * wave(i, t),
-                        "ood_accuracy": low + 0.02 * wave(i, t, s),
-                        "best_step": 40 + i,
-                        "configuration": {
-                            "learning_rate": (1e-3, 5e-4, 3e-3)[i % 3],
-                            "weight_decay": (1e-4, 1e-6)[i % 2],
-                            "dropout": (0.0, 0.1, 0.5)[i % 3],
-                            "batch_size": 32,
-                            "optimizer": "adam",
-                            "augment": True,
-                            "seed": 1_000_003 * (i + 1) + s,
-                        },
-                    }
-                )
+        for i in range(members):
+            runs.append(
+                {
+                    "target": target,
+                    "data_seed": seed,
+                    "run": i,
+                    "status": "finished",
+                    "message": None,
+                    "id_accuracy": 0.94 + 0.01 * wave(i, t),
+                    "ood_accuracy": low + 0.02 * wave(i, t, seed),
+                    "best_step": 40 + i,
+                    "configuration": {
+                        "learning_rate": (1e-3, 5e-4, 3e-3)[i % 3],
+                        "weight_decay": (1e-4, 1e-6)[i % 2],
+                        "dropout": (0.0, 0.1, 0.5)[i % 3],
+                        "batch_size": 32,
+                        "optimizer": "adam",
+                        "augment": True,
+                        "seed": 1_000_003 * (i + 1) + seed,
+                    },
+                }
+            )
     return {
         "format": 1,
         "mirepoix": "0.1.0",
@@ -154,11 +154,10 @@ def sample_report(
             {
                 "level": "note",
                 "target": None,
-                "text": "All members share one pre-trained start, so their heads started from the same linear probe.",
+                "text": "All members share one pre-trained start and one linear probe.",
             }
         ],
-        "verdict": f"The average of {members} members is best on 4 of {len(targets)} targets, and as cheap to run as one "
-        "network.",
+        "verdict": f"The average of {members} members is best on 4 of {len(targets)} targets, at the cost of one.",
     }
 
 
@@ -172,10 +171,12 @@ def hard_report() -> dict[str, Any]:
         status="diverged", message="the loss is not finite at step 12", id_accuracy=None, ood_accuracy=None
     )
     run["best_step"] = None
-    report["why"][2]["ratio_error"] = {"id": "infinite", "ood": "infinite"}
-    report["why"][2]["q_statistic"] = {"id": None, "ood": None}
-    report["why"][3]["greedy"] = None
-    report["why"][3]["average_minus_ensemble"] = None
+    for why in report["why"]:
+        if why["target"] == "photo":
+            why["ratio_error"] = {"id": "infinite", "ood": "infinite"}
+            why["q_statistic"] = {"id": None, "ood": None}
+        if why["target"] == "sketch":
+            why.update(greedy=None, average_minus_ensemble=None)
     for row in report["rows"]:
         if row["label"] == "WiSE" and row["target"] == "sketch":
             row.update(ood_accuracy=None, ood_standard_error=None, per_seed=[])
@@ -184,7 +185,7 @@ def hard_report() -> dict[str, Any]:
         {
             "level": "warning",
             "target": "sketch",
-            "text": "The average is 3.1 points below the mean member: members are too far apart to be averaged.",
+            "text": "The average is 3.1 points below the mean member: members are too far apart.",
         },
         {"level": "warning", "target": None, "text": "1 of 96 runs diverged and is not in any average."},
     ]

@@ -1,0 +1,156 @@
+"""The benchmark's datasets by name: which folders they are, and how many images were published.
+
+Nothing is downloaded. A count that differs is a note, because a result on other images is still a result, but
+not one that compares with a published table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Unpack
+
+from mirepoix.data._folder import folder_task, subfolders
+from mirepoix.data._mnist import colored_mnist, rotated_mnist
+from mirepoix.data._store import Loading
+from mirepoix.data._task import Task, nearest
+from mirepoix.types import InputError
+
+__all__ = ["named_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What is known of a dataset: its folder, its domains with their images, its number of classes."""
+
+    folder: str
+    images: dict[str, int | None]
+    classes: int
+
+
+PUBLISHED = {
+    "PACS": _Published("PACS", {"art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}, 7),
+    "VLCS": _Published("VLCS", {"Caltech101": 1415, "LabelMe": 2656, "SUN09": 3282, "VOC2007": 3376}, 5),
+    "OfficeHome": _Published(
+        "office_home", {"Art": 2427, "Clipart": 4365, "Product": 4439, "Real World": 4357}, 65
+    ),
+    "TerraIncognita": _Published(
+        "terra_incognita",
+        {"location_100": 4879, "location_38": 9767, "location_43": 4020, "location_46": 6122},
+        10,
+    ),
+    "DomainNet": _Published(
+        "domain_net",
+        {
+            "clipart": 48129,
+            "infograph": 51605,
+            "painting": 72266,
+            "quickdraw": 172500,
+            "real": 172947,
+            "sketch": 69128,
+        },
+        345,
+    ),
+    # The reference states no counts for SVIRO.
+    "SVIRO": _Published(
+        "sviro",
+        dict.fromkeys(
+            ["aclass", "escape", "hilux", "i3", "lexus", "tesla", "tiguan", "tucson", "x5", "zoe"], None
+        ),
+        7,
+    ),
+}
+GENERATED = {"ColoredMNIST": colored_mnist, "RotatedMNIST": rotated_mnist}
+# What the benchmark's download has yielded since the source moved to a smaller archive.
+TERRA_TODAY = {"location_100": 4741, "location_38": 9736, "location_43": 3970, "location_46": 5883}
+
+
+def named_task(
+    dataset: str,
+    root: str | Path,
+    *,
+    size: int | None = None,
+    data_seed: int = 0,
+    augmentation: Literal["domainbed", "none"] | None = None,
+    domains: Sequence[str] | None = None,
+    **loading: Unpack[Loading],
+) -> Task:
+    """A dataset of the benchmark, checked against its published counts.
+
+    Args:
+        dataset: PACS, VLCS, OfficeHome, TerraIncognita, DomainNet, SVIRO, ColoredMNIST or RotatedMNIST.
+        root: The folder that contains the dataset's folder, or that folder itself.
+        size: Side in pixels of what the network sees: 224 by default, and always 28 for the MNIST variants.
+        data_seed: Of the MNIST variants, which are generated: it deals the digits and draws the noise.
+        augmentation: ``domainbed`` by default; the MNIST variants have none.
+        domains: Names of the domains to use; all of them by default.
+        **loading: As for ``folder_task``: ``cache_dir``, ``memory_budget``, ``skip_unreadable``, ``workers``,
+            ``progress``. The MNIST variants need none of them.
+
+    Raises:
+        InputError: For an unknown name, a missing folder, or what ``folder_task`` refuses.
+    """
+    if dataset in GENERATED:
+        if size not in (None, 28) or augmentation not in (None, "none") or domains is not None:
+            raise InputError(
+                f"{dataset}: expected size 28, augmentation 'none' and all domains, got size {size}, "
+                f"augmentation {augmentation!r} and domains {domains}. Leave these options out."
+            )
+        return GENERATED[dataset](root, data_seed=data_seed)
+    if dataset not in PUBLISHED:
+        known = [*PUBLISHED, *GENERATED]
+        raise InputError(
+            f"expected the name of a dataset, got {dataset!r}.{nearest(dataset, known)} "
+            f"Datasets: {', '.join(known)}; any other folder is a `folder_task`."
+        )
+    published = PUBLISHED[dataset]
+    task = folder_task(
+        _folder(dataset, published, Path(root)),
+        name=dataset,
+        size=224 if size is None else size,
+        augmentation="domainbed" if augmentation is None else augmentation,
+        domains=domains,
+        **loading,
+    )
+    expected = {name: count for name, count in published.images.items() if domains is None or name in domains}
+    notes = _differences(dataset, expected, published.classes, task)
+    return Task(task.name, task.classes, task.domains, task.transform, task.digest, (*notes, *task.notes))
+
+
+def _folder(dataset: str, published: _Published, root: Path) -> Path:
+    """The folder of the dataset: inside ``root`` under its usual or its own name, or ``root`` itself."""
+    for name in (published.folder, dataset):
+        if (root / name).is_dir():
+            return root / name
+    if root.is_dir() and any(folder.name in published.images for folder in subfolders(root)):
+        return root
+    raise InputError(
+        f"{dataset}: expected the folder {root / published.folder} with the sub-folders "
+        f"{', '.join(published.images)}, got none. Unpack the dataset there, or name the "
+        f"folder that holds it."
+    )
+
+
+def _differences(dataset: str, expected: dict[str, int | None], classes: int, task: Task) -> list[str]:
+    notes = []
+    if set(task.domain_names) != set(expected):
+        notes.append(
+            f"the domains are {', '.join(task.domain_names)}; those published for {dataset} are "
+            f"{', '.join(expected)}"
+        )
+    if len(task.classes) != classes:
+        notes.append(f"there are {len(task.classes)} classes; {dataset} was published with {classes}")
+    counts = {domain.name: len(domain) for domain in task.domains}
+    if dataset == "TerraIncognita" and counts == TERRA_TODAY:
+        notes.append(
+            "these are the 24,330 images that the benchmark's download yields today; published tables use "
+            "24,788, so results are not strictly comparable"
+        )
+        return notes
+    for name, count in expected.items():
+        if count is not None and counts.get(name, count) != count:
+            notes.append(
+                f"domain {name!r} has {counts[name]:,} images; {dataset} was published with {count:,}"
+            )
+    return notes

@@ -1,0 +1,197 @@
+"""Tables of pictures as a task: Parquet files, or a dataset of the hub, a column of which names the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Unpack
+
+import numpy as np
+
+from mirepoix.data._folder import assemble, check_classes, check_domain_count
+from mirepoix.data._images import IntArray
+from mirepoix.data._store import Loading, read_pictures
+from mirepoix.data._task import Task, digest_of, nearest
+from mirepoix.data._transform import Transform
+from mirepoix.types import InputError
+
+__all__ = ["parquet_task"]
+
+IMAGE_COLUMNS = ("image", "img")
+
+
+def parquet_task(
+    source: str | Path,
+    *,
+    domain_column: str | None,
+    label_column: str = "label",
+    image_column: str | None = None,
+    name: str | None = None,
+    size: int = 224,
+    augmentation: Literal["domainbed", "none"] = "domainbed",
+    domains: Sequence[str] | None = None,
+    **loading: Unpack[Loading],
+) -> Task:
+    """A task from a table with one picture per row; it needs ``pip install 'mirepoix[data]'``.
+
+    Rows keep their order within a domain; domains are sorted by name.
+
+    Args:
+        source: A Parquet file, a folder of them, or the name of a dataset on the hub.
+        domain_column: Column that names the domain of a row; ``None`` makes each split of the dataset (or
+            each file) a domain.
+        label_column: Column of the class: a number or a name.
+        image_column: Column of the encoded pictures; by default ``image`` or ``img``.
+        name: Of the task; that of the source by default.
+        size: Side in pixels of what the network sees.
+        augmentation: Of training images.
+        domains: Names of the domains to use; all of them by default.
+        **loading: As for ``folder_task``. ``cache_dir`` also receives the tables as the ``datasets`` library
+            keeps them.
+
+    Raises:
+        InputError: For a missing library, source or column, fewer than two domains or classes, or unreadable
+            pictures.
+    """
+    transform = Transform(size, augmentation=augmentation)
+    table, key = _table(source, domain_column, loading.get("cache_dir"))
+    columns = table.column_names
+    image_column = image_column or next((column for column in IMAGE_COLUMNS if column in columns), "image")
+    domain_column = domain_column or SPLIT
+    for column in (image_column, label_column, domain_column):
+        if column not in columns:
+            raise InputError(
+                f"{source}: expected a column {column!r}, got none.{nearest(column, columns)} "
+                f"Columns: {', '.join(column for column in columns if column != SPLIT)}."
+            )
+    table, picture_of = _encoded(table, image_column)
+    places = np.array([str(value) for value in table[domain_column]])
+    known = sorted(set(places.tolist()))
+    for domain in domains if domains is not None else ():
+        if domain not in known:
+            raise InputError(
+                f"{source}: expected rows of domain {domain!r}, got none.{nearest(domain, known)} "
+                f"Domains: {', '.join(known)}."
+            )
+    chosen = [domain for domain in known if domains is None or domain in domains]
+    check_domain_count(source, chosen)
+    rows = [np.flatnonzero(places == domain) for domain in chosen]
+    classes, labels = _labels(source, table, label_column, np.concatenate(rows))
+    shelves, notes = read_pictures(
+        [[_RowPicture(table, image_column, int(row), picture_of) for row in some] for some in rows],
+        size=size,
+        key=None if key is None else digest_of(key, image_column, domain_column, chosen),
+        **loading,
+    )
+    return assemble(
+        name or Path(source).stem, classes, chosen, [labels[some] for some in rows], shelves, transform, notes
+    )
+
+
+SPLIT = "__split__"
+
+
+@dataclass(frozen=True, slots=True)
+class _RowPicture:
+    """The picture of one row, read from the table when it is opened."""
+
+    table: Any
+    column: str
+    row: int
+    nested: bool  # {"bytes": ..., "path": ...}, as the datasets library stores images
+
+    def open(self) -> BinaryIO:
+        value = self.table[self.row][self.column]
+        data, path = (value["bytes"], value["path"]) if self.nested else (value, None)
+        if data is None and path is not None:
+            return Path(path).open("rb")
+        if data is None:
+            raise ValueError("the row holds no picture")
+        return BytesIO(data)
+
+    def __str__(self) -> str:
+        return f"row {self.row} of column {self.column!r}"
+
+
+def _table(source: str | Path, domain_column: str | None, cache_dir: Path | None) -> tuple[Any, str | None]:
+    """All rows as one table, and a key for the files they come from."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"reading {source} needs the datasets library. Install it with `pip install 'mirepoix[data]'`."
+        ) from error
+    path = Path(source)
+    where = None if cache_dir is None else str(Path(cache_dir) / "datasets")
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if path.exists() and not files:
+        raise InputError(f"expected Parquet files in {path}, got none. Check the path.")
+    try:
+        if files and domain_column is None:
+            by_file = {file.stem: str(file) for file in files}
+            parts = {
+                stem: datasets.load_dataset("parquet", data_files=file, split="train", cache_dir=where)
+                for stem, file in by_file.items()
+            }
+        elif files:
+            data_files = [str(file) for file in files]
+            parts = {
+                "all": datasets.load_dataset("parquet", data_files=data_files, split="train", cache_dir=where)
+            }
+        else:
+            parts = dict(datasets.load_dataset(str(source), cache_dir=where))
+    except Exception as error:  # the library raises its own, Arrow's and the network's errors
+        raise InputError(
+            f"expected a Parquet file, a folder of them or a dataset of the hub, got {source}, which could not "
+            f"be read: {type(error).__name__}: {error}"
+        ) from error
+    if domain_column is None:
+        parts = {name: part.add_column(SPLIT, [name] * len(part)) for name, part in parts.items()}
+    table = datasets.concatenate_datasets(list(parts.values()))
+    if not files:
+        return table, None
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return table, digest_of("parquet", *stats)
+
+
+def _encoded(table: Any, column: str) -> tuple[Any, bool]:
+    """The table with its pictures left encoded, and whether they lie in a structure."""
+    import datasets
+
+    feature = table.features[column]
+    if isinstance(feature, datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False)), True
+    if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
+        return table, True
+    if getattr(feature, "dtype", None) in ("binary", "large_binary"):
+        return table, False
+    raise InputError(
+        f"column {column!r}: expected encoded pictures, got {feature}. Name another image_column."
+    )
+
+
+def _labels(source: object, table: Any, column: str, rows: IntArray) -> tuple[list[str], IntArray]:
+    """Names of the classes, and the label of every row."""
+    import datasets
+
+    feature = table.features[column]
+    values = list(table[column])
+    empty = [
+        int(row) for row in rows if values[row] is None or (isinstance(values[row], int) and values[row] < 0)
+    ]
+    if empty:
+        raise InputError(
+            f"{source}: expected a class in column {column!r} of every row, got none in {len(empty)} rows, such "
+            f"as row {empty[0]}. Remove them, or name another label_column."
+        )
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names), np.array(values, dtype=np.int64)
+    distinct = {values[row] for row in rows}
+    order = sorted(distinct)
+    check_classes(source, {str(value) for value in order})
+    number = {value: index for index, value in enumerate(order)}
+    return [str(value) for value in order], np.array(
+        [number.get(value, -1) for value in values], dtype=np.int64
+    )

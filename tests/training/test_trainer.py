@@ -1,0 +1,275 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mirepoix.checkpoints import fingerprint
+from mirepoix.data import draw
+from mirepoix.models import initial_weights
+from mirepoix.objectives import ERM
+from mirepoix.runs import Run
+from mirepoix.training import Loop, Trainer, choose_device
+from mirepoix.training import _trainer as trainer_file
+from mirepoix.types import Diverged, InputError
+from tests.tiny import tiny_network, tiny_task
+
+RUN = Run(seed=3, steps=12, learning_rate=3e-3, batch_size=4, check_every=5, average_from=4, dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return tiny_task().split("domain_2")
+
+
+@pytest.fixture(scope="module")
+def theta():
+    return initial_weights(tiny_network())
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def slow_training(theta, split, run):
+    """The definition, written out: one loop, torch's own Adam, everything kept in lists."""
+    model = tiny_network().build(dropout=run.dropout)
+    model.load_state_dict(theta)
+    optimizer = torch.optim.Adam(model.parameters(), lr=run.learning_rate, weight_decay=run.weight_decay)
+    iterates, scores = [], []
+    for step in range(run.steps):
+        batches = draw(split, step, batch_size=run.batch_size, seed=run.seed, augment=True)
+        torch.manual_seed(trainer_file.seed_hash(run.seed, "dropout", step))
+        model.train()
+        logits = model(torch.cat([b.images for b in batches])).logits
+        loss = -logits.log_softmax(1)[range(len(logits)), torch.cat([b.labels for b in batches])].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        iterates.append({k: v.clone() for k, v in model.state_dict().items()})
+        if step % run.check_every == 0 or step == run.steps - 1:
+            model.eval()
+            accuracies = []
+            for subset in split.validation:
+                images = split.task.transform.plain(subset.domain.images.read(subset.indices))
+                right = model(images).logits.argmax(1) == torch.as_tensor(subset.labels)
+                accuracies.append(right.float().mean().item())
+            scores.append((step, sum(accuracies) / len(accuracies)))
+    return iterates, scores
+
+
+def test_the_loop_is_the_plain_loop(theta, split):
+    iterates, scores = slow_training(theta, split, RUN)
+    fit = Trainer(tiny_network()).fit(theta, split, RUN)
+    for name, last in iterates[-1].items():
+        torch.testing.assert_close(fit.weights["last"][name], last, rtol=1e-6, atol=1e-7)
+    assert {check["step"]: check["score"] for check in fit.record["checks"]} == pytest.approx(dict(scores))
+    best_step = max(scores, key=lambda pair: (pair[1], -pair[0]))[0]
+    assert fit.record["best_step"] == best_step
+    assert fit.record["id_accuracy"] == pytest.approx(dict(scores)[best_step])
+    for name, best in iterates[best_step].items():
+        torch.testing.assert_close(fit.weights["best"][name], best, rtol=1e-6, atol=1e-7)
+    for name in theta:  # iterates are counted from 1: the mean starts with the third
+        mean = torch.stack([i[name].double() for i in iterates[2:]]).mean(0).float()
+        torch.testing.assert_close(fit.weights["moving_average"][name], mean, rtol=1e-6, atol=1e-7)
+
+
+def test_checks_happen_at_multiples_and_at_the_last_step(theta, split):
+    fit = Trainer(tiny_network()).fit(theta, split, RUN)
+    assert [check["step"] for check in fit.record["checks"]] == [0, 5, 10, 11]
+
+
+def test_a_run_returns_what_it_collects(theta, split):
+    train = Trainer(tiny_network())
+    fit = train.fit(theta, split, RUN)
+    for collect in ("best", "last", "moving_average"):
+        assert same(train(theta, split, RUN.with_(collect=collect)), fit.weights[collect])
+
+
+def test_the_same_arguments_give_the_same_bits_and_other_seeds_others(theta, split):
+    train = Trainer(tiny_network())
+    last = RUN.with_(collect="last")
+    first = train(theta, split, last)
+    torch.manual_seed(99)
+    assert same(first, train(theta, split, last))
+    assert not same(first, train(theta, split, last.with_(seed=4)))
+
+
+def test_evaluating_more_often_changes_nothing(theta, split):
+    train = Trainer(tiny_network())
+    seldom = train(theta, split, RUN.with_(collect="last"))
+    assert same(seldom, train(theta, split, RUN.with_(collect="last", check_every=1)))
+
+
+def test_training_leaves_global_generators_and_inputs_alone(theta, split):
+    before = {name: value.clone() for name, value in theta.items()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    Trainer(tiny_network())(theta, split, RUN)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])
+    assert same(theta, before)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 5, 7, 11])
+def test_an_interrupted_run_continues_to_the_same_bits(theta, split, tmp_path, killed_after):
+    run = RUN.with_(classifier_steps=5, optimizer="sgd" if killed_after == 7 else "adam", schedule="cosine")
+    whole = Trainer(tiny_network()).fit(theta, split, run)
+    steps = []
+
+    def stop(step, steps_, loss, accuracy):
+        steps.append(step)
+        if step == killed_after + 1:
+            raise Killed
+
+    loop = Loop(save_every=0.0)
+    with pytest.raises(Killed):
+        Trainer(tiny_network(), loop=loop, on_progress=stop).fit(theta, split, run, workspace=tmp_path)
+    steps.clear()
+    resumed = Trainer(tiny_network(), loop=loop, on_progress=lambda step, *_: steps.append(step)).fit(
+        theta, split, run, workspace=tmp_path
+    )
+    assert steps == list(range(killed_after + 1, run.steps + 1))  # nothing is trained twice
+    for name in whole.weights:
+        assert same(whole.weights[name], resumed.weights[name]), name
+    assert whole.record["checks"] == resumed.record["checks"]
+
+
+def test_a_damaged_state_is_not_used(theta, split, tmp_path, caplog):
+    def stop(step, *_):
+        if step == 6:
+            raise Killed
+
+    loop = Loop(save_every=0.0)
+    with pytest.raises(Killed):
+        Trainer(tiny_network(), loop=loop, on_progress=stop).fit(theta, split, RUN, workspace=tmp_path)
+    state = tmp_path / "state.bin"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    whole = Trainer(tiny_network()).fit(theta, split, RUN)
+    again = Trainer(tiny_network()).fit(theta, split, RUN, workspace=tmp_path)
+    assert "is damaged; this run starts again" in caplog.text
+    assert same(whole.weights["last"], again.weights["last"])
+
+
+def test_a_linear_probe_moves_the_classifier_alone(theta, split):
+    probe = RUN.with_(classifier_steps=RUN.steps, collect="last")
+    trained = Trainer(tiny_network())(theta, split, probe)
+    for name in theta:
+        assert torch.equal(trained[name], theta[name]) == name.startswith("featurizer."), name
+
+
+def test_after_the_classifier_steps_everything_moves(theta, split):
+    run = RUN.with_(collect="last", steps=6, check_every=1)
+    fewer = Trainer(tiny_network())(theta, split, run.with_(classifier_steps=6))
+    more = Trainer(tiny_network())(theta, split, run.with_(classifier_steps=5))
+    moved = [name for name in theta if not torch.equal(fewer[name], more[name])]
+    assert any(name.startswith("featurizer.") for name in moved)
+
+
+def test_cosine_ends_near_zero_and_constant_stays(theta, split):
+    rates = {}
+
+    class Spy(ERM):
+        def step(self, model, batches, optimizer, scaler=None):
+            rates.setdefault(self.name, []).append(optimizer.param_groups[0]["lr"])
+            return super().step(model, batches, optimizer, scaler)
+
+    for schedule in ("constant", "cosine"):
+        spy = Spy()
+        spy.name = schedule
+        Trainer(tiny_network(), spy)(theta, split, RUN.with_(schedule=schedule))
+    assert set(rates["constant"]) == {RUN.learning_rate}
+    expected = [RUN.learning_rate * (1 + math.cos(math.pi * t / RUN.steps)) / 2 for t in range(RUN.steps)]
+    assert rates["cosine"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_weight_decay_is_coupled_but_for_adamw(theta, split, optimizer):
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    seen = []
+
+    class Spy(ERM):
+        def step(self, model, batches, optimizer, scaler=None):
+            seen.append(optimizer)
+            return super().step(model, batches, optimizer, scaler)
+
+    Trainer(tiny_network(), Spy())(theta, split, RUN.with_(optimizer=optimizer, weight_decay=0.01, momentum=0.7))
+    assert type(seen[0]) is kinds[optimizer]
+    assert seen[0].param_groups[0]["weight_decay"] == 0.01
+    if optimizer == "sgd":
+        assert seen[0].param_groups[0]["momentum"] == 0.7
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_advice(theta, split):
+    with pytest.raises(Diverged, match=r"the loss was (nan|inf) by step \d+ of 12 .*smaller learning rate") as error:
+        Trainer(tiny_network())(theta, split, RUN.with_(learning_rate=1e30, optimizer="sgd"))
+    assert error.value.step < 12
+
+
+def test_parameters_of_an_objective_are_trained_and_survive_an_interruption(theta, split, tmp_path):
+    class Scaled(ERM):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, model, batches):
+            self.calls += 1
+            return self.scale.square() * super().forward(model, batches)
+
+    prototype = Scaled()
+    whole = Trainer(tiny_network(), prototype)(theta, split, RUN.with_(collect="last"))
+    assert prototype.scale.item() == 1  # the prototype is copied
+    assert prototype.calls == 0
+
+    def stop(step, *_):
+        if step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Trainer(tiny_network(), prototype, Loop(save_every=0.0), on_progress=stop).fit(
+            theta, split, RUN, workspace=tmp_path
+        )
+    resumed = Trainer(tiny_network(), prototype).fit(theta, split, RUN, workspace=tmp_path)
+    assert same(whole, resumed.weights["last"])
+
+
+def test_half_precision_and_channels_last_train(theta, split):
+    for loop in (Loop(mixed_precision="bf16"), Loop(channels_last=True)):
+        trained = Trainer(tiny_network(), loop=loop)(theta, split, RUN.with_(collect="last"))
+        assert all(torch.isfinite(value).all() for value in trained.values())
+        assert trained["classifier.weight"].dtype == torch.float32
+        assert fingerprint(trained) != fingerprint(theta)
+
+
+def test_without_validation_images_of_the_target_the_target_cannot_leak(split):
+    assert {subset.name for subset in (*split.train, *split.validation)} == {"domain_0", "domain_1"}
+
+
+def test_the_device_is_chosen_or_refused_with_what_is_here():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps", "xpu")
+    with pytest.raises(InputError, match="expected 'auto', 'cpu'"):
+        choose_device("gpu")
+    if not torch.accelerator.is_available():
+        with pytest.raises(InputError, match="'cuda' is not available here"):
+            choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_an_accelerator_gives_the_same_bits_twice(theta, split):
+    train = Trainer(tiny_network())
+    assert same(train(theta, split, RUN), train(theta, split, RUN))
+
+
+def test_no_state_file_is_left_without_a_workspace(theta, split, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Trainer(tiny_network(), loop=Loop(save_every=0.0))(theta, split, RUN)
+    assert not list(Path(tmp_path).iterdir())
