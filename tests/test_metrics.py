@@ -159,19 +159,21 @@ def test_among_equal_domains_the_first_is_the_worst_and_nan_is_worse() -> None:
         assert math.isnan(value)
 
 
+NAN, INF = math.nan, math.inf
+MEANINGLESS = [
+    (torch.zeros(0, 3), [], "expected at least one sample and one class, got logits of shape (0, 3)"),
+    (torch.zeros(2, 3), [0, 3], "labels must lie in 0 to 2, as there are 3 logits, got 0 to 3"),
+    (torch.zeros(2, 3), [-1, 0], "got -1 to 0"),
+    (torch.tensor([[0.0, 1.0], [NAN, 1.0]]), [0, 0], "the largest of sample 1 is nan; so it is for 1"),
+    (torch.tensor([[INF, 1.0]]), [0], "the largest of sample 0 is inf"),
+    (torch.tensor([[-INF, -INF]]), [0], "the largest of sample 0 is -inf"),
+]
+
+
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(
-    ("logits", "labels", "message"),
-    [
-        (torch.zeros(0, 3), torch.zeros(0).long(), "expected at least one sample and one class, got logits of shape (0, 3)"),
-        (torch.zeros(2, 3), torch.tensor([0, 3]), "labels must lie in 0 to 2, as there are 3 logits, got 0 to 3"),
-        (torch.zeros(2, 3), torch.tensor([-1, 0]), "got -1 to 0"),
-        (torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), torch.tensor([0, 0]), "the largest of sample 1 is nan; so it is for 1"),
-        (torch.tensor([[math.inf, 1.0]]), torch.tensor([0]), "the largest of sample 0 is inf"),
-        (torch.tensor([[-math.inf, -math.inf]]), torch.tensor([0]), "the largest of sample 0 is -inf"),
-    ],
-)  # fmt: skip
-def test_inputs_without_a_meaning_are_errors(metric: Any, logits: Any, labels: Any, message: str) -> None:
+@pytest.mark.parametrize(("logits", "classes", "message"), MEANINGLESS)
+def test_inputs_without_a_meaning_are_errors(metric: Any, logits: Any, classes: Any, message: str) -> None:
+    labels = torch.tensor(classes, dtype=torch.int64)
     with pytest.raises(InputError, match=re.escape(message)):
         metric(logits, labels)
     with pytest.raises(InputError, match=re.escape(message)):

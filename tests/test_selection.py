@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mirepoix.selection import best, greedy
 from mirepoix.types import InputError
-from mirepoix.weights import average
+from mirepoix.weights import RunningAverage, average
 
 
 def theta(value):
@@ -124,3 +124,28 @@ def test_greedy_is_never_worse_than_the_best_member_on_its_own_score():
         choice = greedy(members, score)
         assert score(choice.theta) >= max(map(score, members)) - 1e-12
         assert all(a <= b for a, b in itertools.pairwise(s for s in np.maximum.accumulate(choice.scores)))
+
+
+def test_running_average_is_average_bit_for_bit():
+    random = np.random.default_rng(1)
+    members = [{"w": random.normal(size=50).astype(np.float32), "n": np.array(i)} for i in (3, 3, 3)]
+    running = RunningAverage()
+    for count, member in enumerate(members, 1):
+        before = running.weights() if running.count else None
+        after = running.plus(member)
+        if before:
+            assert np.array_equal(running.weights()["w"], before["w"])  # left as it was
+        running = after
+        expected = average(members[:count])
+        got = running.weights()
+        assert np.array_equal(got["w"], expected["w"])
+        assert got["w"].dtype == np.float32
+        assert running.count == count
+
+
+def test_running_average_names_the_member_that_does_not_fit():
+    running = RunningAverage().plus({"w": np.zeros(2)})
+    with pytest.raises(InputError, match="members 0 and 1 cannot be averaged: 'w' has shape"):
+        running.plus({"w": np.zeros(3)})
+    with pytest.raises(InputError, match="no member"):
+        RunningAverage().weights()

@@ -134,8 +134,8 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("count", [2, 3, 5, 7, 8])
 def test_average_is_the_exact_mean_rounded_once(dtype: str, count: int, device: str) -> None:
-    # Exponents within 2^7 of each other keep the sums exact, and then no quotient is close enough to the middle
-    # of two numbers for the rounding to float64 (or float32) before the last one to matter.
+    # Exponents within 2^7 of each other keep the sums exact, and then no quotient is so near the middle of
+    # two numbers that the rounding to float64 (or float32) before the last one matters.
     random = torch.Generator().manual_seed(count)
     precision = DTYPES[dtype]
     significands = torch.randint(-(2**precision), 2**precision, (count, 300), generator=random).double()
@@ -588,7 +588,9 @@ def test_integers_that_differ_follow_the_policy(library: str) -> None:
         average([a, b])
     assert "integers='first'" in str(error.value)
     assert "integers='max'" in str(error.value)
-    with pytest.raises(InputError, match="'k.num_batches_tracked' differs, 3 in member 0 and 2 in member 2"):
+    with pytest.raises(
+        InputError, match=r"'k\.num_batches_tracked' differs, 3 in member 0 and 2 in member 2"
+    ):
         average(
             [{"k.num_batches_tracked": make(n)} for n in (3, 3, 2)],
             integers="error",
@@ -715,8 +717,8 @@ STRUCTURE: list[tuple[Any, Any, type[Exception], str]] = [
         {f"a{i}": torch.zeros(1) for i in range(12)},
         {f"b{i}": torch.zeros(1) for i in range(3)},
         InputError,
-        "members 0 and 2 cannot be averaged: names differ, 12 only in member 0: 'a0', 'a1', 'a2', 'a3', 'a4', "
-        "'a5', 'a6', 'a7', 'a8', 'a9' and 2 more; 3 only in member 2: 'b0', 'b1', 'b2'. Members need",
+        "members 0 and 2 cannot be averaged: names differ, 12 only in member 0: 'a0', 'a1', 'a2', 'a3', "
+        "'a4', 'a5', 'a6', 'a7', 'a8', 'a9' and 2 more; 3 only in member 2: 'b0', 'b1', 'b2'. Members need",
     ),
     (
         {"w": torch.zeros(1)},
@@ -752,7 +754,7 @@ STRUCTURE: list[tuple[Any, Any, type[Exception], str]] = [
         {"w": torch.zeros(1)},
         {"w": torch.zeros(1, dtype=torch.complex64)},
         InputError,
-        "'w' in member 2 has dtype complex64, which has no average here. Split it into a real and an imaginary",
+        "'w' in member 2 has dtype complex64, which has no average here. Split it into",
     ),
     (
         {"w": np.zeros(1)},
@@ -764,7 +766,7 @@ STRUCTURE: list[tuple[Any, Any, type[Exception], str]] = [
         {"w": torch.zeros(1)},
         {"w": torch.zeros(1).to(torch.float8_e4m3fn)},
         InputError,
-        "'w' in member 2 has dtype float8_e4m3fn, which has no average here. Convert it to bfloat16 or float32",
+        "'w' in member 2 has dtype float8_e4m3fn, which has no average here. Convert it to",
     ),
     (
         {"w": np.zeros(1)},
@@ -815,7 +817,7 @@ def test_deltas_that_do_not_fit_are_errors() -> None:
     theta = {"w": torch.zeros(1), "ids": torch.tensor([1])}
     tau = {"w": torch.ones(1)}
     with pytest.raises(
-        InputError, match="the float tensors of theta and delta 1 do not match: .*only in delta 1: 'v'"
+        InputError, match=r"the float tensors of theta and delta 1 do not match: .*only in delta 1: 'v'"
     ):
         add(theta, [tau, {"w": torch.ones(1), "v": torch.ones(1)}], [1.0, 1.0])
     with pytest.raises(InputError, match="only in delta 0: 'ids'"):

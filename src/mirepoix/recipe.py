@@ -40,7 +40,8 @@ class Data(_Table):
     """``digits``, ``folder`` (one sub-folder per domain), ``parquet``, or the name of a known dataset."""
     size: Count | None = None
     """Side of the images that the network sees, in pixels."""
-    augmentation: Literal["domainbed", "none"] = "domainbed"
+    augmentation: Literal["domainbed", "none"] | None = None
+    """Of training images: ``domainbed`` unless the dataset has none."""
     targets: Literal["all"] | list[str] = "all"
     """Domains to leave out, one at a time."""
     seeds: Annotated[list[Natural], Field(min_length=1)] = [0]

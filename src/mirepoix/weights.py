@@ -37,7 +37,7 @@ import numpy as np
 
 from mirepoix.types import InputError, Weights
 
-__all__ = ["add", "average", "check_averageable", "distance", "interpolate", "subtract"]
+__all__ = ["RunningAverage", "add", "average", "check_averageable", "distance", "interpolate", "subtract"]
 
 Integers: TypeAlias = Literal["auto", "first", "max", "error"]
 Check: TypeAlias = Literal["output", "none"]
@@ -345,6 +345,54 @@ def _linear(
     return theta
 
 
+class RunningAverage:
+    r"""The uniform average of members that come one after another, as in a greedy soup.
+
+    It keeps the sum :math:`\sum_{i \le n} \theta_i` and :math:`n`. `plus` leaves it as it is and returns a new
+    one, so that a candidate can be tried and dropped. After any members its weights are those of `average`,
+    bit for bit.
+
+    Example:
+        >>> import numpy as np
+        >>> running = RunningAverage().plus({"w": np.array([1.0])})
+        >>> running.plus({"w": np.array([4.0])}).weights()
+        {'w': array([2.5])}
+        >>> running.weights()
+        {'w': array([1.])}
+    """
+
+    def __init__(self) -> None:
+        self._sum: _Sum | None = None
+        self.count = 0
+
+    def plus(self, theta: Weights) -> RunningAverage:
+        """The average with one more member.
+
+        Raises:
+            InputError: When the member does not fit the ones before: see `average`.
+            TypeError: As in `average`.
+        """
+        owner, names = f"member {self.count}", list(theta)
+        other = RunningAverage()
+        other._sum = self._sum.copy() if self._sum else _Sum(names, "auto")
+        _check_names("member 0", other._sum.names, owner, names)
+        other._sum.plus(owner, theta, 1.0)
+        other.count = self.count + 1
+        return other
+
+    def weights(self) -> dict[str, Any]:
+        """The average of the members so far.
+
+        Raises:
+            InputError: Without members, or for a result that is not finite.
+        """
+        if self._sum is None:
+            raise InputError(_NO_MEMBER)
+        theta = self._sum.copy().result(self.count)
+        _check_finite(theta, ())
+        return theta
+
+
 @dataclass(slots=True)
 class _Tensor:
     """One tensor of one member: its value, and what decides whether it can join another."""
@@ -397,6 +445,13 @@ class _Sum:
             first.dtype = dtype
             self.totals[name] = _cast(self.totals[name], _wide(dtype, self.totals[name]))
         _plus(self.totals[name], x.value, coefficient)
+
+    def copy(self) -> _Sum:
+        """The same sum, apart from this one."""
+        other = _Sum(self.names, self.integers)
+        other.tensors = {name: x.without_value() for name, x in self.tensors.items()}
+        other.totals = {name: _copy(total) for name, total in self.totals.items()}
+        return other
 
     def result(self, divisor: float = 1.0, *, clamp: bool = False) -> dict[str, Any]:
         """Divide once and round once; the totals are let go one by one."""
@@ -651,10 +706,9 @@ def _plus(total: Any, x: Any, coefficient: float) -> None:
         else:
             total += x.astype(total.dtype, copy=False)
         return
-    x = x.detach().to(total.device)
-    if coefficient != 1:
-        x = x.to(total.dtype, copy=True).mul_(coefficient)
-    total.add_(x)
+    # Converted first, as adding float32 to float64 in place takes twice as long.
+    x = x.detach().to(total.device, total.dtype, copy=coefficient != 1)
+    total.add_(x if coefficient == 1 else x.mul_(coefficient))
 
 
 @_quiet

@@ -157,7 +157,7 @@ def sample_report(
                 "text": "All members share one pre-trained start and one linear probe.",
             }
         ],
-        "verdict": f"The average of {members} members is best on 4 of {len(targets)} targets, at the cost of one.",
+        "verdict": f"The average of {members} members is best, at the cost of one network.",
     }
 
 

@@ -12,7 +12,7 @@ __all__ = ["Bar"]
 
 
 class Bar:
-    """Satisfies `mirepoix.experiment.Progress`; where standard error is no terminal it prints a line per stage."""
+    """A `mirepoix.experiment.Progress` for people; where standard error is no terminal it prints a line per stage."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)

@@ -1,10 +1,6 @@
 """Domains, splits, transforms, datasets and batches."""
 
-# What one trains on
-# Batches
 from mirepoix.data._batches import draw, evaluation_batches, prefetch
-
-# Where it comes from
 from mirepoix.data._digits import digits_pretraining_task, digits_task
 from mirepoix.data._folder import folder_task
 from mirepoix.data._images import Images, IntArray

@@ -34,8 +34,8 @@ def colored_mnist(root: str | Path, *, data_seed: int = 0) -> Task:
     """MNIST with two classes, where the colour predicts the noisy label, in one domain the wrong way round.
 
     A digit is of class 1 if it is below 5, and a quarter of the labels are flipped. The colour equals the
-    label except with probability 0.1, 0.2 and 0.9 in the three domains. Images have two channels of 28 x 28; the
-    digit is in the channel of its colour, the other is zero.
+    label except with probability 0.1, 0.2 and 0.9 in the three domains. Images have two channels of 28 x 28;
+    the digit is in the channel of its colour, the other is zero.
 
     Args:
         root: The folder with the four idx files, gzipped or not, or one that holds them in ``MNIST/raw``

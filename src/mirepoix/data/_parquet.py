@@ -1,4 +1,4 @@
-"""Tables of pictures as a task: Parquet files, or a dataset of the hub, a column of which names the domain."""
+"""Tables of pictures as a task: Parquet files or a dataset of the hub, a column of which names the domain."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def _table(source: str | Path, domain_column: str | None, cache_dir: Path | None
             parts = dict(datasets.load_dataset(str(source), cache_dir=where))
     except Exception as error:  # the library raises its own, Arrow's and the network's errors
         raise InputError(
-            f"expected a Parquet file, a folder of them or a dataset of the hub, got {source}, which could not "
-            f"be read: {type(error).__name__}: {error}"
+            f"expected a Parquet file, a folder of them or a dataset of the hub, got {source}, "
+            f"which could not be read: {type(error).__name__}: {error}"
         ) from error
     if domain_column is None:
         parts = {name: part.add_column(SPLIT, [name] * len(part)) for name, part in parts.items()}
@@ -183,8 +183,8 @@ def _labels(source: object, table: Any, column: str, rows: IntArray) -> tuple[li
     ]
     if empty:
         raise InputError(
-            f"{source}: expected a class in column {column!r} of every row, got none in {len(empty)} rows, such "
-            f"as row {empty[0]}. Remove them, or name another label_column."
+            f"{source}: expected a class in column {column!r} of every row, got none in {len(empty)} "
+            f"rows, such as row {empty[0]}. Remove them, or name another label_column."
         )
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names), np.array(values, dtype=np.int64)

@@ -56,8 +56,8 @@ def pair_counts(correct: Bool[Tensor, "members samples"]) -> PairCounts:
     # 2^53 samples, in float32, where the device has nothing better, up to 2^24.
     x = correct.to(torch.float32 if correct.device.type == "mps" else torch.float64)
     both_right = (x @ x.T).long()  # (members, members)
-    right = both_right.diagonal()
-    only_first = right[:, None] - both_right
+    right = both_right.diagonal()[:, None]  # (members, 1): of the first of each pair
+    only_first = right - both_right
     return PairCounts(
         both_right=both_right,
         only_first=only_first,

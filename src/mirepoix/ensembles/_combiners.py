@@ -67,7 +67,7 @@ def vote(logits: Float[Tensor, "members samples classes"]) -> Int[Tensor, " samp
     """The class that most members predict.
 
     Each member votes for its largest logit (the first class among equal logits). A tie goes to the class
-    with the largest sum of probabilities, and a tie there to the first class.
+    with the largest sum of probabilities, and a tie there, up to rounding, to the first class.
 
     Args:
         logits: Of each member.
@@ -89,8 +89,10 @@ def vote(logits: Float[Tensor, "members samples classes"]) -> Int[Tensor, " samp
         raise InputError(f"member {member} cannot vote: some of its largest logits are NaN or infinite.")
     votes = one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)  # (samples, classes)
     elected = votes == votes.amax(-1, keepdim=True)
-    support = logits.softmax(-1).sum(0)
-    return support.where(elected, -torch.inf).argmax(-1)
+    support = logits.softmax(-1).sum(0).where(elected, 0)
+    # Sums that are equal but for their rounding are a tie, or the order of the members would decide it.
+    rounding = 4 * len(logits) * torch.finfo(support.dtype).eps
+    return (support >= (1 - rounding) * support.amax(-1, keepdim=True)).int().argmax(-1)
 
 
 def _widened(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 import torch
@@ -39,8 +39,8 @@ from mirepoix.weights import average, interpolate
 __all__ = ["Progress", "run_recipe"]
 
 
-class Progress:
-    """Told of the work as it goes; this one says nothing."""
+class Progress(Protocol):
+    """Told of the work as it goes."""
 
     def plan(self, steps: int) -> None:
         """The number of training steps of the whole job."""
@@ -56,6 +56,13 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something a person should know."""
+
+
+class _Silence:
+    """Hears everything and says nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def run_recipe(
         InputError: For anything in the recipe, the images or the weights that a person must mend.
     """
     began = time.monotonic()
-    progress = progress or Progress()
+    progress = progress or cast(Progress, _Silence())
     _claim(out, recipe)
     store_path = store or out / "store"
     if recipe.loop.threads:

@@ -78,7 +78,7 @@ def build_report(
 
     def described(kind: tuple[str, str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         def most(field: str) -> int:
-            return max(row[field] for row in rows)
+            return max(int(row[field]) for row in rows)
 
         return {
             "strategy": kind[0],

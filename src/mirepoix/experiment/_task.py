@@ -35,23 +35,25 @@ def build_task(
         return room.digits_task(size=table.size or 16)
     if folder is None:
         raise InputError(f"the recipe's dataset is {table.dataset!r}: name the folder of its images with --data DIR.")
-    options = {
-        "cache_dir": cache_dir,
-        "memory_budget": int(table.memory_budget * 2**30),
-        "skip_unreadable": table.skip_unreadable,
-        "progress": progress,
-    }
+    options = room.Loading(
+        cache_dir=cache_dir,
+        memory_budget=int(table.memory_budget * 2**30),
+        skip_unreadable=table.skip_unreadable,
+        progress=progress,
+    )
     size = table.size or DEFAULT_SIZE
+    augmentation = table.augmentation or "domainbed"
     if table.dataset == "folder":
-        return room.folder_task(folder, size=size, augmentation=table.augmentation, **options)
+        return room.folder_task(folder, size=size, augmentation=augmentation, **options)
     if table.dataset == "parquet":
         return room.parquet_task(
             folder,
             domain_column=table.domain_column,
             label_column=table.label_column,
-            image_column=table.image_column or "image",
+            image_column=table.image_column,
             size=size,
-            augmentation=table.augmentation,
+            augmentation=augmentation,
+            **options,
         )
     return room.named_task(
         table.dataset, folder, size=table.size, data_seed=table.seeds[0], augmentation=table.augmentation, **options

@@ -139,7 +139,7 @@ def _terms(report: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     members = finite(as_map(report.get("protocol")).get("members"))
     unrelated = "."
     if members and members > 1:
-        # Orthogonal steps of equal length: their mean is 1/sqrt(M) as long, and each is sqrt(1 - 1/M) from it.
+        # Orthogonal steps of length 1: their mean has length 1/sqrt(M), each is sqrt(1 - 1/M) from it.
         unrelated = f"; {math.sqrt(1 - 1 / members):.2f}: {members:g} unrelated directions."
     infinite = any(
         value in ("infinite", math.inf)

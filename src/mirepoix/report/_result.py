@@ -13,9 +13,10 @@ Its fields, where accuracies are fractions and null is what is not available:
   ``inference_cost``, ``per_seed`` (``data_seed`` and the two accuracies).
 - ``averages``: the same, without a target: the mean over targets.
 - ``why``: one per target and data seed: ``target``, ``data_seed``, ``members_curve`` (``members``, and the
-  OOD accuracy of ``average`` and ``ensemble``), ``ratio_error`` and ``q_statistic`` (``id``, ``ood``; ``"infinite"`` is possible),
-  ``distance_to_average``, ``distance_to_start``, ``start_norm``, ``average_minus_ensemble``,
-  ``average_ensemble_disagreement``, ``greedy`` (``order``, ``kept``, and ``scores`` in that order).
+  OOD accuracy of ``average`` and ``ensemble``), ``ratio_error`` and ``q_statistic`` (``id``, ``ood``;
+  ``"infinite"`` is possible), ``distance_to_average`` and ``distance_to_start`` (one per member),
+  ``start_norm``, ``average_minus_ensemble``, ``average_ensemble_disagreement``, ``greedy`` (``order``,
+  ``kept``, and ``scores`` in that order).
 - ``trust``: ``level`` (``warning`` or ``note``), ``target``, ``text``.
 - ``runs``: ``target``, ``data_seed``, ``run``, ``status``, ``message``, the two accuracies, ``best_step``,
   ``configuration``.

@@ -135,7 +135,7 @@ class _Fitting:
         self.layout = torch.channels_last if loop.channels_last else torch.preserve_format
         self.model: Network = trainer.network.build(dropout=run.dropout)
         self.model.load_state_dict(dict(theta))
-        self.model.to(self.device, memory_format=self.layout)
+        self.model.to(self.device).to(memory_format=self.layout)
         self.forward: Any = torch.compile(self.model) if loop.compile else self.model
         self.objective = copy.deepcopy(trainer.objective).to(self.device)
         self.theta = self.model.state_dict()  # live: the tensors change with every update
