@@ -348,9 +348,9 @@ def _linear(
 class RunningAverage:
     r"""The uniform average of members that come one after another, as in a greedy soup.
 
-    It keeps the sum :math:`\sum_{i \le n} \theta_i` and :math:`n`. `plus` leaves it as it is and returns a new
-    one, so that a candidate can be tried and dropped. After any members its weights are those of `average`,
-    bit for bit.
+    It keeps the sum :math:`\sum_{i \le n} \theta_i` and :math:`n`. `plus` leaves it as it is and returns
+    a new one, so that a candidate can be tried and dropped. After any members its weights are those of
+    `average`, bit for bit.
 
     Example:
         >>> import numpy as np

@@ -80,10 +80,10 @@ def _gain_sentence(report: Mapping[str, Any]) -> str:
         return ""
     total = points(mean([gain for gain, _ in known]))
     if len(known) == 1:
-        return f"Over the mean member, the average gains {total} points of OOD accuracy on {known[0][1]}."
+        return f"Against the mean member, the average moves OOD accuracy by {total} points on {known[0][1]}."
     low, high = min(known), max(known)
     return (
-        f"Over the mean member, the average gains {total} points of OOD accuracy, in the mean over "
+        f"Against the mean member, the average moves OOD accuracy by {total} points, in the mean over "
         f"{len(known)} targets: from {points(low[0])} on {low[1]} to {points(high[0])} on {high[1]}."
     )
 
@@ -166,7 +166,7 @@ def _terms(report: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         (
             "Length of the fine-tuning",
             "Mean distance from the start to a member, over the norm of the start. Small means that members "
-            "stayed near the start, where averaging weights is safe.",
+            "stayed near the start, where averaging weights is safest.",
         ),
         (
             "Average − ensemble",
