@@ -12,7 +12,7 @@ from mirepoix.models import initial_weights
 from mirepoix.objectives import ERM
 from mirepoix.runs import Run
 from mirepoix.training import Loop, Trainer, choose_device
-from mirepoix.training import _trainer as trainer_file
+from mirepoix.seeds import seed_hash
 from mirepoix.types import Diverged, InputError
 from tests.tiny import tiny_network, tiny_task
 
@@ -41,7 +41,7 @@ def slow_training(theta, split, run):
     iterates, scores = [], []
     for step in range(run.steps):
         batches = draw(split, step, batch_size=run.batch_size, seed=run.seed, augment=True)
-        torch.manual_seed(trainer_file.seed_hash(run.seed, "dropout", step))
+        torch.manual_seed(seed_hash(run.seed, "dropout", step))
         model.train()
         logits = model(torch.cat([b.images for b in batches])).logits
         loss = -logits.log_softmax(1)[range(len(logits)), torch.cat([b.labels for b in batches])].mean()

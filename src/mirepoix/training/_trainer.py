@@ -233,7 +233,7 @@ class _Fitting:
 
     def update(self, batches: Sequence[Batch]) -> None:
         """One step of the objective, with the dropout of this step."""
-        torch.manual_seed(seed_hash(self.run.seed, "dropout", self.step))
+        _seed(self.device, seed_hash(self.run.seed, "dropout", self.step))
         with _autocast(self.device, self.loop.mixed_precision):
             logged = self.objective.step(self.forward, batches, self.optimizer, self.scaler)
         self.loss_sum += logged["loss"]
@@ -318,6 +318,15 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
     ):
         yield
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the global generators in use; `torch.manual_seed` would note a stack trace for each absent device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
