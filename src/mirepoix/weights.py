@@ -389,7 +389,7 @@ class RunningAverage:
         if self._sum is None:
             raise InputError(_NO_MEMBER)
         theta = self._sum.copy().result(self.count)
-        _check_finite(theta, ())
+        _check_finite(theta, (), "a member added here holds NaN or infinity there, or the sum overflows")
         return theta
 
 
@@ -484,6 +484,7 @@ _FLOATS = (
 )  # a later one holds an earlier one, but for the first two
 _INTEGERS = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 _NO_MEMBER = "there is no member to combine: expected at least one mapping of names to tensors."
+_UNREAD = "members from an iterator cannot be read again; pass a list to learn which one is guilty"
 _SAME = (
     "Members need the same architecture and the same head; attach one with `with_head(theta, head)` before \
 fine-tuning."
@@ -587,7 +588,7 @@ def _mismatch(first: str, second: str, what: str) -> InputError:
     return InputError(f"{first} and {second} do not match: {what}")
 
 
-def _check_finite(theta: Weights, used: Iterable[tuple[str, Weights]]) -> None:
+def _check_finite(theta: Weights, used: Iterable[tuple[str, Weights]], unread: str = _UNREAD) -> None:
     bad = next((name for name, value in theta.items() if not _is_finite(value)), None)
     if bad is None:
         return
@@ -598,7 +599,7 @@ def _check_finite(theta: Weights, used: Iterable[tuple[str, Weights]]) -> None:
     elif owners:
         why = "all that went in is finite, so the sum or the dtype of the result overflows; use a wider dtype"
     else:
-        why = "members from an iterator cannot be read again; pass a list to learn which one is guilty"
+        why = unread
     raise InputError(f"{bad!r} of the result is not finite: {why}, or pass check='none' to let it through.")
 
 

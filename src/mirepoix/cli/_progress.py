@@ -6,6 +6,7 @@ import logging
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 __all__ = ["Bar"]
@@ -55,9 +56,9 @@ class Bar:
         """Name the piece of work, and count the one before as done."""
         self.finished += self.of_stage
         self.of_stage = steps
-        self.bar.update(self.task, description=text, completed=self.finished, detail="")
+        self.bar.update(self.task, description=escape(text), completed=self.finished, detail="")
         if not self.live:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def images(self, done: int, total: int, text: str) -> None:
         """Images read so far."""
@@ -72,7 +73,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(f"note: {text}", highlight=False, markup=False)
+        self.console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Lines(logging.Handler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,9 @@ def run(
         recipe = "folder"
     parsed, path = load_recipe(recipe, settings)
     folder = out or Path(f"mirepoix-{parsed.name}")
-    content = _work(parsed, path, folder, data, store)
+    words = ["mirepoix", "run", *([recipe] if recipe else []), *(["--data", str(data)] if data else [])]
+    words += [word for setting in settings for word in ("--set", setting)]
+    content = _work(parsed, path, folder, data, store, shlex.join(words))
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False))
         return
@@ -66,7 +69,9 @@ def run(
     typer.echo(f"\n{content['verdict']}\n\nReport: {folder / 'report.html'}")
 
 
-def _work(recipe: Recipe, path: Path, folder: Path, data: Path | None, store: Path | None) -> dict[str, object]:
+def _work(
+    recipe: Recipe, path: Path, folder: Path, data: Path | None, store: Path | None, command: str
+) -> dict[str, object]:
     """Run the recipe with a progress bar on standard error."""
     from mirepoix.cli._progress import Bar
 
@@ -75,7 +80,7 @@ def _work(recipe: Recipe, path: Path, folder: Path, data: Path | None, store: Pa
         from mirepoix.experiment import run_recipe
         from mirepoix.report import write_report
 
-        content = run_recipe(recipe, recipe_path=path, out=folder, data=data, store=store, progress=bar)
+        content = run_recipe(recipe, recipe_path=path, out=folder, data=data, store=store, progress=bar, command=command)
         bar.stage("writing the report")
         write_report(content, folder)
     return content

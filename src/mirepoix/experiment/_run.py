@@ -102,6 +102,7 @@ def run_recipe(
     data: Path | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Do all the work of a recipe, continuing where an earlier call stopped.
 
@@ -112,6 +113,7 @@ def run_recipe(
         data: Folder of the images, for recipes that need one.
         store: Folder for finished results, ``out/store`` unless given; several jobs may share one.
         progress: Told of the work as it goes.
+        command: How a person can ask for the same again; the report shows it.
 
     Returns:
         What ``report.json`` holds, all but the page itself: see `mirepoix.report.write_report`.
@@ -153,6 +155,9 @@ def run_recipe(
     )
     outcomes = [_one_split(job, split) for split in splits]
     report = build_report(recipe, task, start, outcomes, targets)
+    report["environment"] = {**environment(), "device": str(job.device), "threads": torch.get_num_threads()}
+    if command:
+        report["command"] = command
     write_json(
         out / "job.json",
         {
@@ -359,7 +364,6 @@ def _one_split(job: Job, split: Split) -> Outcome:
 
 
 def _run_row(outcome: Outcome, number: int, run: Run, *, status: str, **values: Any) -> dict[str, Any]:
-    varied = ("learning_rate", "weight_decay", "dropout", "batch_size", "seed")
     return {
         "target": outcome.target,
         "data_seed": outcome.data_seed,
@@ -370,12 +374,12 @@ def _run_row(outcome: Outcome, number: int, run: Run, *, status: str, **values: 
         "ood_accuracy": None,
         "best_step": None,
         **values,
-        "configuration": {name: getattr(run, name) for name in varied},
+        "configuration": {name: value for name, value in run.to_dict().items() if name != "collect"},
     }
 
 
 def _needs_refresh(job: Job) -> bool:
-    return not job.start.network.frozen_batch_norm and has_batch_norm(job.start.network.build())
+    return not job.start.network.frozen_batch_norm and has_batch_norm(job.start.network)
 
 
 def _refresh(judge: Judge, theta: Weights) -> dict[str, Any]:

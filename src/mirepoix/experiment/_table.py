@@ -179,6 +179,6 @@ def _moments(per_seed: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _batch_norm(start: Start) -> str:
-    if not has_batch_norm(start.network.build()):
+    if not has_batch_norm(start.network):
         return "none"
     return "frozen, averaged" if start.network.frozen_batch_norm else "re-estimated after averaging"

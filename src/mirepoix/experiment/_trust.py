@@ -34,13 +34,13 @@ def verdict(report: Mapping[str, Any]) -> str:
     of = f"{wins} of {len(report['targets'])} target domains"
     if first is single:
         text = (
-            f"Take the run that is best on ID validation ({_percent(single['ood_accuracy'])} OOD): no average of "
-            "weights is better here."
+            f"Best single model: the run that is best on ID validation, {_percent(single['ood_accuracy'])} OOD; no "
+            "average of weights is better here."
         )
     else:
         text = (
-            f"Take the {first['label']}: {_percent(first['ood_accuracy'])} OOD, {_points(gain)} over the run that is "
-            f"best on ID validation, and better than it on {of}, at the cost of one model."
+            f"Best single model: the {first['label']}, {_percent(first['ood_accuracy'])} OOD, {_points(gain)} over the "
+            f"run that is best on ID validation, and better than it on {of}, at the cost of one model."
         )
     more = ensemble["ood_accuracy"] - first["ood_accuracy"]
     if more > 0:
@@ -119,7 +119,8 @@ def caution(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     say(
         "note",
         None,
-        "OOD accuracy was measured on the target domain to inform you; nothing was chosen by it, and nothing may be.",
+        "No weights were chosen by OOD accuracy. Comparing strategies by it is fair over several targets; choosing "
+        "one for a target by that target's own column is not.",
     )
     return items
 

@@ -1,0 +1,207 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirepoix.checkpoints import fingerprint, open_weights
+from mirepoix.predictions import Predictions
+from mirepoix.weights import average
+from tests.cli.conftest import call
+
+ROWS = [
+    ("fine_tuning", "mean"),
+    ("fine_tuning", "best"),
+    ("wise", "interpolate"),
+    ("moving_average", "best"),
+    ("diwa", "average"),
+    ("diwa", "greedy"),
+    ("diwa", "ensemble"),
+]
+
+
+def report(folder="out"):
+    return json.loads(Path(folder, "report.json").read_text())
+
+
+def test_the_job_prints_a_table_and_names_the_report(finished):
+    assert "mean member" in finished.out
+    assert "ensemble of logits" in finished.out
+    assert str(Path("out") / "report.html") in finished.out
+
+
+def test_report_json_has_a_row_per_strategy_and_target(finished):
+    rows = report()["rows"]
+    assert [(r["strategy"], r["combine"], r["target"]) for r in rows] == [
+        (*kind, target) for target in ("a", "b", "c") for kind in ROWS
+    ]
+    for row in rows:
+        assert 0 <= row["id_accuracy"] <= 1
+        assert 0 <= row["ood_accuracy"] <= 1
+        assert row["inference_cost"] == (3 if row["combine"] == "ensemble" else 1)
+        assert row["ood_standard_error"] is None
+    assert {row["members"] for row in rows if row["combine"] in ("average", "ensemble")} == {3}
+
+
+def test_rows_are_what_the_saved_files_say(finished):
+    """The numbers of the report, worked out again from predictions and weights alone."""
+    for target in ("a", "b", "c"):
+        test = Predictions.load(f"out/predictions/{target}-test.safetensors")
+        validation = Predictions.load(f"out/predictions/{target}-validation.safetensors")
+        found = {(r["strategy"], r["combine"]): r for r in report()["rows"] if r["target"] == target}
+        names = ["run-0", "run-1", "run-2"]
+        assert set(test.members) >= {*names, "average", "greedy", "wise", "moving_average"}
+        assert target not in {validation.domain_names[i] for i in validation.domains}
+
+        def ood(logits, test=test):
+            return (logits.argmax(-1) == test.labels).double().mean(-1)
+
+        def identity(logits, validation=validation):
+            right = (logits.argmax(-1) == validation.labels).double()
+            return torch.stack([right[..., validation.domains == d].mean(-1) for d in validation.domains.unique()]).mean(0)
+
+        each = ood(test.of(names).logits)
+        assert found["fine_tuning", "mean"]["ood_accuracy"] == pytest.approx(each.mean().item())
+        best = identity(validation.of(names).logits).argmax()
+        assert found["fine_tuning", "best"]["ood_accuracy"] == pytest.approx(each[best].item())
+        averaged = ood(test.of(["average"]).logits)[0].item()
+        assert found["diwa", "average"]["ood_accuracy"] == pytest.approx(averaged)
+        ensemble = ood(test.of(names).logits.mean(0)).item()
+        assert found["diwa", "ensemble"]["ood_accuracy"] == pytest.approx(ensemble)
+        assert found["diwa", "ensemble"]["id_accuracy"] == pytest.approx(
+            identity(validation.of(names).logits.mean(0)).item()
+        )
+        members = [open_weights(f"out/members/{target}/{name}.safetensors") for name in names]
+        soup = open_weights(f"out/soups/{target}/average.safetensors")
+        expected = average(members)
+        assert all(torch.equal(soup[name], expected[name]) for name in expected)
+
+
+def test_every_file_has_its_record(finished):
+    for path in Path("out").glob("members/*/*.safetensors"):
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["target"] == path.parent.name
+        assert record["made_of"]["run"]["steps"] == 4
+        assert torch.__version__.startswith(record["environment"]["torch"])
+    for path in Path("out").glob("soups/*/average.safetensors"):
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["equation"] == "1/3 sum_i Train(theta_pt, D; c_i)"
+        for member in record["members"]:
+            source = open_weights(f"out/members/{path.parent.name}/run-{member['run']}.safetensors")
+            assert fingerprint(source) == member["fingerprint"]
+    job = json.loads(Path("out/job.json").read_text())
+    assert job["status"] == "finished"
+    assert job["trained_now"] > 0
+
+
+def test_nothing_temporary_is_left_and_all_lies_under_out(finished):
+    assert sorted(path.name for path in Path().iterdir()) == ["images", "out", "recipe"]
+    names = [path.name for path in Path("out").rglob("*") if path.is_file()]
+    assert not [n for n in names if n.endswith(".tmp") or ".tmp-" in n or n in ("lock", "state.bin")]
+
+
+def test_again_trains_nothing_and_gives_the_same_bytes(finished):
+    def contents():
+        return {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file() and p.name != "job.json"}
+
+    before = contents()
+    assert call("run", "recipe/small.toml", "--data", "images", "--out", "out", "--set", "members=3").code == 0
+    assert contents() == before
+    assert json.loads(Path("out/job.json").read_text())["trained_now"] == 0
+
+
+def test_a_shared_store_serves_another_job(finished):
+    arguments = ["--out", "other", "--store", "out/store", "--set", "members=3", "--set", "evidence.wise=0.2"]
+    assert call("run", "recipe/small.toml", "--data", "images", *arguments).code == 0
+    job = json.loads(Path("other/job.json").read_text())
+    trained = [p for p in Path("out/store/weights").iterdir()]
+    assert len(trained) == 3 * (3 + 1)  # three targets, three runs and a probe
+    assert not Path("other/store").exists()
+    assert job["trained_now"] == 3 * 2  # predictions of the new WiSE weights, on validation and test
+    theta = open_weights("other/soups/a/wise.safetensors")
+    assert theta["classifier.bias"].isfinite().all()
+
+
+def test_json_goes_to_standard_output_alone(cli, small, images):
+    result = cli("run", small, "--data", images, "--target", "b", "--json", "--out", "out")
+    assert json.loads(result.out)["rows"] == report()["rows"]
+    again = cli("report", "out", "--json")
+    assert json.loads(again.out) == report()
+
+
+def test_several_data_seeds_give_standard_errors(cli, small, images):
+    result = cli("run", small, "--data", images, "--target", "b", "--set", "data.seeds=[0, 1, 2]", "--out", "out")
+    assert result.code == 0, result.err
+    row = next(r for r in report()["rows"] if r["combine"] == "mean")
+    values = torch.tensor([entry["ood_accuracy"] for entry in row["per_seed"]], dtype=torch.float64)
+    assert len(values) == 3
+    assert row["ood_accuracy"] == pytest.approx(values.mean().item())
+    assert row["ood_standard_error"] == pytest.approx((values.std(correction=0) / 3**0.5).item())
+    assert {path.name for path in Path("out/members").iterdir()} == {"b-seed-0", "b-seed-1", "b-seed-2"}
+
+
+def test_one_member_is_enough(cli, small, images):
+    result = cli("run", small, "--data", images, "--target", "b", "--set", "members=1", "--out", "out")
+    assert result.code == 0, result.err
+    rows = {(r["strategy"], r["combine"]): r for r in report()["rows"]}
+    same = {rows[kind]["ood_accuracy"] for kind in ROWS if kind[0] in ("fine_tuning", "diwa")}
+    assert len(same) == 1
+    assert report()["why"][0]["ratio_error"]["ood"] is None
+
+
+def test_a_diverged_run_is_left_out_and_reported(cli, small, images):
+    spaces = ["--set", "space.learning_rate=[1e30]", "--set", "run.optimizer=sgd", "--set", "members=2"]
+    result = cli("run", small, "--data", images, "--target", "b", *spaces, "--out", "out")
+    assert result.code == 0, result.err  # run 0 has the base's own learning rate
+    assert "run 1 diverged and is left out" in result.err
+    content = report()
+    assert [row["status"] for row in content["runs"]] == ["finished", "diverged"]
+    assert any("Run 1" in item["text"] for item in content["trust"])
+
+
+def test_networks_whose_batch_norm_moves_are_measured_again(cli, small, images, tmp_path):
+    from mirepoix.checkpoints import write_weights
+    from mirepoix.models import NetworkSpec, initial_weights
+
+    write_weights(small.parent / "start.safetensors", initial_weights(NetworkSpec(name="cifar_resnet20", classes=2)))
+    text = small.read_text().replace('"mnist_cnn"\nwidth = 8', '"cifar_resnet20"\nfrozen_batch_norm = false')
+    small.write_text(text.replace("size = 16", "size = 32"))
+    result = cli("run", small, "--data", images, "--target", "b", "--out", "out")
+    assert result.code == 0, result.err
+    assert report()["protocol"]["batch_norm"] == "re-estimated after averaging"
+    members = [open_weights(f"out/members/b/run-{i}.safetensors") for i in range(2)]
+    soup, plain = open_weights("out/soups/b/average.safetensors"), average(members)
+    for name in plain:
+        assert torch.equal(soup[name], plain[name]) == ("running_" not in name and "num_batches" not in name), name
+
+
+def test_no_recipe_but_data_is_the_folder_recipe(cli, images):
+    result = cli("run", "--data", images)
+    assert result.code == 2  # the hub is not reached in the tests
+    assert "network.weights" in result.err or "weights = " in result.err
+
+
+def test_a_local_file_takes_the_place_of_the_hub(cli, images, tmp_path):
+    """The published protocol, three steps of it, on small images and a small network of timm."""
+    import timm
+
+    from mirepoix.checkpoints import write_weights
+
+    torch.manual_seed(0)
+    write_weights(tmp_path / "w.safetensors", timm.create_model("test_resnet", num_classes=10).state_dict())
+    settings = {
+        "data.dataset": "folder",
+        "data.size": 32,
+        "data.seeds": "[0]",
+        "network.name": "timm:test_resnet",
+        "network.pretrained": "false",
+        "network.weights": f'"{tmp_path}/w.safetensors"',
+        "members": 2,
+        "run.steps": 3,
+        "run.batch_size": 2,
+        "probe.steps": 3,
+    }
+    changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    result = cli("run", "pacs-resnet50", "--data", images, "--target", "a", "--out", "out", *changes)
+    assert result.code == 0, result.err
+    assert report()["protocol"]["batch_norm"] == "frozen, averaged"

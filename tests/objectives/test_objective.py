@@ -1,0 +1,45 @@
+import pytest
+import torch
+from torch import nn
+
+from mirepoix.objectives import ERM, Objective
+from mirepoix.types import Outputs
+from tests.objectives.test_erm import Linear, batches
+
+
+def test_a_criterion_must_say_its_scalar():
+    with pytest.raises(TypeError, match="forward"):
+        Objective()
+
+
+def test_configuration_is_empty_by_default():
+    assert ERM().configuration() == {}
+
+
+def test_a_scaler_that_is_off_changes_nothing():
+    one, two = Linear(), Linear()
+    ERM().step(one, batches(), torch.optim.Adam(one.parameters()))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    ERM().step(two, batches(), torch.optim.Adam(two.parameters()), scaler)
+    assert torch.equal(one.weight, two.weight)
+
+
+def test_a_scaler_skips_a_step_whose_gradient_overflows():
+    class Exploding(Objective):
+        def forward(self, model, batches):
+            return model.weight.sum() * torch.tensor(float("inf"), dtype=torch.float64)
+
+    model = Linear()
+    before = model.weight.detach().clone()
+    Exploding().step(model, [], torch.optim.SGD(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu"))
+    assert torch.equal(model.weight, before)
+
+
+def test_parameters_of_a_criterion_belong_to_it():
+    class Owner(ERM):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(2, 2)
+
+    assert len(list(Owner().parameters())) == 2
+    assert isinstance(Linear()(batches()[0].images), Outputs)

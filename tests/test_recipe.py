@@ -1,0 +1,142 @@
+import pytest
+
+from mirepoix.recipe import Recipe, builtin_recipes, load_recipe
+from mirepoix.runs import MILD, Run, sample_runs
+from mirepoix.types import InputError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+GOOD = 'name = "mine"\n[network]\nname = "cifar_resnet20"\nweights = "w.safetensors"\n'
+
+
+def test_the_recipes_that_come_along_are_valid_and_named_as_their_files(root):
+    known = builtin_recipes()
+    assert set(known) == {"digits", "folder", "pacs-resnet20", "pacs-resnet50"}
+    for name in known:
+        recipe, path = load_recipe(name)
+        assert recipe.name == name
+        assert path == root / "recipes" / f"{name}.toml"
+        header = path.read_text().splitlines()[:8]
+        assert any(line.startswith("# Command:") for line in header), path
+
+
+def test_without_a_recipe_the_built_in_one_is_taken():
+    assert load_recipe()[0].data.dataset == "digits"
+
+
+def test_the_published_protocol_is_the_published_one():
+    recipe, _ = load_recipe("pacs-resnet50")
+    assert recipe.members == 20
+    assert recipe.data.seeds == [0, 1, 2]
+    assert recipe.data.size == 224
+    assert recipe.network.name == "timm:resnet50.tv_in1k"
+    assert recipe.network.frozen_batch_norm
+    assert recipe.base_run() == Run(steps=5001, learning_rate=5e-5, batch_size=32, check_every=100)
+    assert recipe.probe_run() == recipe.base_run()
+    assert sample_runs(recipe.space.space(), 10) == sample_runs(MILD, 10)
+
+
+def test_lists_in_a_space_are_drawn_under_the_published_names(tmp_path):
+    recipe, _ = load_recipe(write(tmp_path, GOOD + "[space]\nlearning_rate = [1e-5, 3e-5, 5e-5]\n"))
+    drawn = [run.learning_rate for run in sample_runs(recipe.space.space(), 10)]
+    assert drawn == [run.learning_rate for run in sample_runs(MILD, 10)]
+
+
+def test_a_preset_can_be_changed_in_one_field(tmp_path):
+    recipe, _ = load_recipe(write(tmp_path, GOOD + '[space]\npreset = "mild"\ndropout = [0.25]\n'))
+    runs = sample_runs(recipe.space.space(), 10)
+    assert {run.dropout for run in runs[1:]} == {0.25}
+    assert [r.learning_rate for r in runs] == [r.learning_rate for r in sample_runs(MILD, 10)]
+
+
+def test_the_probe_is_run_zero_but_for_what_its_table_says(tmp_path):
+    recipe, _ = load_recipe(write(tmp_path, GOOD + "[run]\nsteps = 7\nbatch_size = 3\n[probe]\nsteps = 4\n"))
+    assert recipe.probe_run() == recipe.base_run().with_(steps=4)
+    shared, _ = load_recipe(write(tmp_path, "shared_head = true\n" + GOOD))
+    assert shared.probe_run() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "[run]\nstpes = 3\n", r"mine.toml: run.stpes: unknown key \(did you mean 'steps'\?\)"),
+        (GOOD + "[runs]\nsteps = 3\n", r"mine.toml: runs: unknown key \(did you mean 'run'\?\)"),
+        (GOOD + "[run]\nzzz = 3\n", r"run.zzz: unknown key; known keys: steps, learning_rate"),
+        ("members = 3\n" + GOOD + "[data]\nsize = '32'\n", r"data.size: .*integer, got '32'"),
+        ("members = true\n" + GOOD, r"members: .*integer, got True"),
+        ("members = 0\n" + GOOD, r"members: .*greater than or equal to 1, got 0"),
+        ("members = 2.5\n" + GOOD, r"members: .*integer, got 2.5"),
+        (GOOD + "[run]\nlearning_rate = true\n", r"run.learning_rate: .*number, got True"),
+        (GOOD + "[run]\nlearning_rate = nan\n", r"run.learning_rate: .*finite number, got nan"),
+        (GOOD + "[run]\nlearning_rate = -1.0\n", r"run.learning_rate: expected a positive number, got -1.0"),
+        (GOOD + "[run]\noptimizer = 'lion'\n", r"run.optimizer: .*'adam', 'adamw' or 'sgd', got 'lion'"),
+        (GOOD + "[run]\nsteps = 5\nclassifier_steps = 6\n", r"run.classifier_steps: expected 0 to 5"),
+        (GOOD + "[data]\nholdout = 1.0\n", r"data.holdout: .*less than 1, got 1.0"),
+        (GOOD + "[data]\nseeds = []\n", r"data.seeds: .*at least 1 item"),
+        (GOOD + "[data]\ntargets = 'sketch'\n", r"data.targets: "),
+        ("[network]\nname = 'mnist_cnn'\n", r"mine.toml: name: missing"),
+        ("name = 'x'\n", r"network: missing"),
+        ("name = \n", r"mine.toml: not a TOML file: .*line 1"),
+    ],
+)
+def test_a_bad_recipe_names_file_key_expectation_and_value(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    with pytest.raises(InputError) as error:
+        load_recipe(write(tmp_path, "members = 0\n" + GOOD + "[run]\nstpes = 3\n"))
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("members=3", "members", 3),
+        ("name=other", "name", "other"),
+        ('name="other"', "name", "other"),
+        ("shared_head=true", "shared_head", True),
+    ],
+)
+def test_changes_are_toml_values_or_text(change, key, value):
+    assert getattr(load_recipe("digits", [change])[0], key) == value
+
+
+def test_changes_reach_into_tables_and_make_missing_ones():
+    recipe, _ = load_recipe("digits", ["run.steps=5", "data.seeds=[0, 1]", "evidence.subsets=0"])
+    assert recipe.run.steps == 5
+    assert recipe.data.seeds == [0, 1]
+    assert recipe.evidence.subsets == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("run.stpes=5", r"run.stpes: unknown key \(did you mean 'steps'\?\)"),
+        ("steps", "expected key=value"),
+        ("=5", "expected key=value"),
+        ("name.first=5", "'name' is a value and has no keys below it"),
+    ],
+)
+def test_a_bad_change_is_an_error(change, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe("digits", [change])
+
+
+def test_a_recipe_that_is_not_there_suggests_the_nearest(tmp_path):
+    with pytest.raises(InputError, match=r"no such recipe file; .* Did you mean 'digits'\?"):
+        load_recipe("digit")
+    with pytest.raises(InputError, match="expected a recipe .* got a folder. Images are given by --data"):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_survives_being_written_and_read():
+    for name in builtin_recipes():
+        recipe, _ = load_recipe(name)
+        assert Recipe.model_validate(recipe.model_dump(exclude_none=True)) == recipe
