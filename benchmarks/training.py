@@ -17,8 +17,10 @@ slows down slows both; the ratio is the median over the turns, with the smallest
     Once on PACS as it lies in the folder, and once re-encoded at 227 pixels, its original size, when it is
     smaller. Both sides are timed from a drained queue on.
 
-A thread that torch's pool waits for costs both threads when another program takes a core, so the run says how
-much of the machine others took; above a tenth, take the numbers again.
+Torch's threads wait for each other, so another program that takes one core slows several: the run says what
+share of the machine others took; above a tenth, take the numbers again. On a machine that is never quiet,
+``--clock processor`` counts the seconds in which this program had a processor, with one thread of torch and
+loaders without processes: how much work there is, not how well it is spread over cores.
 
     python benchmarks/training.py                 # both parts, about 4 minutes on 2 cores
     python benchmarks/training.py --part data --data DIR --device cuda --json result.json
@@ -116,9 +118,22 @@ def row(part: str, unit: str, rates: Mapping[str, Sequence[float]], ours: str, o
     return Row(part, ours, unit, *medians, other, ratios)
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@dataclass(frozen=True)
+class Clock:
+    """What seconds are: those on the wall, or those in which this program had a processor.
+
+    Attributes:
+        device: Whose pending work is waited for.
+        processor: Count the seconds of processors, of all threads together.
+    """
+
+    device: torch.device
+    processor: bool
+
+    def __call__(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.process_time() if self.processor else time.perf_counter()
 
 
 # The loop ---------------------------------------------------------------------------------------------------
@@ -146,9 +161,9 @@ class Case:
 
 
 CASES = (
-    Case("cifar_resnet20", 32, 37, warm=10, steps=50, turns=7),
-    Case("mnist_cnn", 28, 28, warm=5, steps=20, turns=5),
-    Case("timm:resnet18", 96, 96, warm=2, steps=5, turns=3),
+    Case("cifar_resnet20", 32, 37, warm=4, steps=15, turns=9),
+    Case("mnist_cnn", 28, 28, warm=2, steps=8, turns=5),
+    Case("timm:resnet18", 96, 96, warm=1, steps=2, turns=3),
 )
 QUICK_CASES = (
     Case("cifar_resnet20", 32, 37, warm=2, steps=3, turns=1),
@@ -175,21 +190,21 @@ class Race:
     """Our loop and the bare step from the same weights."""
 
     case: Case
-    device: torch.device
+    clock: Clock
     spec: NetworkSpec
     theta: Weights
     split: Split
     run: Run
 
     @classmethod
-    def of(cls, case: Case, device: torch.device) -> Race:
+    def of(cls, case: Case, clock: Clock) -> Race:
         # On an accelerator our loop reports progress every tenth update only.
-        warm = case.warm if device.type == "cpu" else 10 * math.ceil(case.warm / 10)
+        warm = case.warm if clock.device.type == "cpu" else 10 * math.ceil(case.warm / 10)
         steps = warm + case.steps
         spec = NetworkSpec(name=case.network, classes=CLASSES)
         run = Run(seed=SEED, steps=steps, batch_size=16, check_every=steps, average_from=1)
         split = task_in_memory(case).split(None)
-        return cls(case, device, spec, initial_weights(spec), split, run)
+        return cls(case, clock, spec, initial_weights(spec), split, run)
 
     def ours(self, augment: bool) -> float:
         """Updates per second of ``Trainer.fit`` from the end of the warm-up to the last update."""
@@ -197,10 +212,9 @@ class Race:
 
         def on_progress(done: int, total: int, loss: float, accuracy: float | None) -> None:
             if (done >= self.case.warm and not stamps) or done == total:
-                synchronise(self.device)
-                stamps.append((done, time.perf_counter()))
+                stamps.append((done, self.clock()))
 
-        trainer = Trainer(self.spec, loop=Loop(device=str(self.device)), on_progress=on_progress)
+        trainer = Trainer(self.spec, loop=Loop(device=str(self.clock.device)), on_progress=on_progress)
         trainer.fit(self.theta, self.split, self.run.with_(augment=augment))
         (first, started), (last, ended) = stamps
         return (last - first) / (ended - started)
@@ -210,9 +224,9 @@ class Race:
         run = self.run
         model = self.spec.build()
         model.load_state_dict(dict(self.theta))
-        model.to(self.device).train()
+        model.to(self.clock.device).train()
         batches = draw(
-            self.split, 0, batch_size=run.batch_size, seed=run.seed, augment=False, device=self.device
+            self.split, 0, batch_size=run.batch_size, seed=run.seed, augment=False, device=self.clock.device
         )
         images = torch.cat([batch.images for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
@@ -227,19 +241,17 @@ class Race:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             for _ in range(self.case.warm):
                 update()
-            synchronise(self.device)
-            started = time.perf_counter()
+            started = self.clock()
             for _ in range(self.case.steps):
                 update()
-            synchronise(self.device)
-            return self.case.steps / (time.perf_counter() - started)
+            return self.case.steps / (self.clock() - started)
 
 
-def loop_part(cases: Sequence[Case], device: torch.device) -> Iterator[Row]:
+def loop_part(cases: Sequence[Case], clock: Clock) -> Iterator[Row]:
     for case in cases:
         name = f"{case.network} {case.size} px"
         print(f"loop: {name}", file=sys.stderr)
-        race = Race.of(case, device)
+        race = Race.of(case, clock)
         plain, augmented, step = f"{name}, no augmentation", f"{name}, augmented", "bare torch step"
         rates = in_turns(
             case.turns,
@@ -310,35 +322,31 @@ class Pull:
     per_class: int
 
 
-PULL = Pull(batch_size=32, size=224, steps=8, turns=5, per_class=60)
+PULL = Pull(batch_size=32, size=224, steps=5, turns=4, per_class=40)
 QUICK_PULL = Pull(batch_size=4, size=64, steps=2, turns=1, per_class=2)
 
 
-def timed(steps: Iterator[Any], pull: Pull, drain: int, device: torch.device) -> float:
+def timed(steps: Iterator[Any], pull: Pull, drain: int, clock: Clock) -> float:
     """Images per second of an iterator over steps, after ``drain`` of them, which were ready in advance."""
     for _ in range(drain):
         next(steps)
-    synchronise(device)
-    started = time.perf_counter()
+    started = clock()
     for _ in range(pull.steps):
         next(steps)
-    synchronise(device)
-    return pull.steps * DOMAINS * pull.batch_size / (time.perf_counter() - started)
+    return pull.steps * DOMAINS * pull.batch_size / (clock() - started)
 
 
-def our_data(task: Task, target: str, pull: Pull, augment: bool, device: torch.device) -> float:
+def our_data(task: Task, target: str, pull: Pull, augment: bool, clock: Clock) -> float:
     split = task.split(target)
 
     def make(step: int) -> Any:
-        return draw(split, step, batch_size=pull.batch_size, seed=SEED, augment=augment, device=device)
+        return draw(split, step, batch_size=pull.batch_size, seed=SEED, augment=augment, device=clock.device)
 
     with closing(prefetch(make, range(10**9))) as steps:
-        return timed(steps, pull, 3, device)
+        return timed(steps, pull, 3, clock)
 
 
-def domainbed_data(
-    folders: Sequence[Path], pull: Pull, augment: bool, workers: int, device: torch.device
-) -> float:
+def domainbed_data(folders: Sequence[Path], pull: Pull, augment: bool, workers: int, clock: Clock) -> float:
     """One loader per domain; its processes end with the measurement, so that they do not disturb the next."""
     torch.manual_seed(SEED)  # of the workers' transforms
     loaders = []
@@ -349,17 +357,17 @@ def domainbed_data(
                 pictures,
                 batch_sampler=Endless(len(pictures), pull.batch_size, number),
                 num_workers=workers,
-                pin_memory=device.type == "cuda",
+                pin_memory=clock.device.type == "cuda",
             )
         )
 
     def steps() -> Iterator[Any]:
         for batches in zip(*loaders, strict=True):
-            yield [(images.to(device), labels.to(device)) for images, labels in batches]
+            yield [(images.to(clock.device), labels.to(clock.device)) for images, labels in batches]
 
     with closing(steps()) as endless:
         # Each worker may hold two batches when the first one arrives.
-        return timed(endless, pull, 2 * workers + 1, device)
+        return timed(endless, pull, 2 * workers + 1, clock)
 
 
 def reencoded(folder: Path, to: Path, side: int, per_class: int) -> Path:
@@ -375,18 +383,18 @@ def reencoded(folder: Path, to: Path, side: int, per_class: int) -> Path:
     return to
 
 
-def data_part(folder: Path, pull: Pull, device: torch.device, quick: bool) -> Iterator[Row]:
+def data_part(folder: Path, pull: Pull, clock: Clock, quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="mirepoix-benchmark-") as temporary:
         with Image.open(next(folder.glob("*/*/*"))) as picture:
             side = picture.width
         small = reencoded(folder, Path(temporary, "small"), side, pull.per_class) if quick else folder
-        yield from data_rows(small, Path(temporary, "cache"), f"PACS {side} px", pull, device)
+        yield from data_rows(small, Path(temporary, "cache"), f"PACS {side} px", pull, clock)
         if side < 227 and not quick:
             large = reencoded(folder, Path(temporary, "large"), 227, pull.per_class)
-            yield from data_rows(large, Path(temporary, "cache"), "PACS at 227 px", pull, device)
+            yield from data_rows(large, Path(temporary, "cache"), "PACS at 227 px", pull, clock)
 
 
-def data_rows(folder: Path, cache: Path, name: str, pull: Pull, device: torch.device) -> Iterator[Row]:
+def data_rows(folder: Path, cache: Path, name: str, pull: Pull, clock: Clock) -> Iterator[Row]:
     print(f"data: {name}", file=sys.stderr)
     cached = folder_task(folder, size=pull.size, cache_dir=cache)
     streaming = folder_task(folder, size=pull.size, memory_budget=1)
@@ -394,12 +402,13 @@ def data_rows(folder: Path, cache: Path, name: str, pull: Pull, device: torch.de
     folders = [folder / source for source in sources]
 
     def ours(task: Task, augment: bool) -> Callable[[], float]:
-        return partial(our_data, task, target, pull, augment, device)
+        return partial(our_data, task, target, pull, augment, clock)
 
     def theirs(augment: bool, workers: int) -> Callable[[], float]:
-        return partial(domainbed_data, folders, pull, augment, workers, device)
+        return partial(domainbed_data, folders, pull, augment, workers, clock)
 
-    counts = sorted({2, os.cpu_count() or 2})
+    # The processor's seconds of other processes are not ours to read, so then the loaders have none.
+    counts = [0] if clock.processor else sorted({2, os.cpu_count() or 2})
     loaders = {workers: f"DomainBed's loaders, {workers} workers each" for workers in counts}
     kept, read = f"{name}, cached", f"{name}, streaming"
     rates = in_turns(
@@ -412,10 +421,14 @@ def data_rows(folder: Path, cache: Path, name: str, pull: Pull, device: torch.de
         yield row("data", "images/s", rates, kept, label)
         yield row("data", "images/s", rates, read, label)
     plain = {what: f"{what}, not augmented" for what in (kept, read)}
-    resize = f"{loaders[2]}, not augmented"
+    resize = f"{loaders[counts[0]]}, not augmented"
     rates = in_turns(
         max(1, pull.turns - 2),
-        {plain[kept]: ours(cached, False), resize: theirs(False, 2), plain[read]: ours(streaming, False)},
+        {
+            plain[kept]: ours(cached, False),
+            resize: theirs(False, counts[0]),
+            plain[read]: ours(streaming, False),
+        },
     )
     yield row("data", "images/s", rates, plain[kept], resize)
     yield row("data", "images/s", rates, plain[read], resize)
@@ -461,24 +474,27 @@ def main() -> None:
     parser.add_argument("--part", choices=["loop", "data", "all"], default="all")
     parser.add_argument("--data", type=Path, default=shared / "data", help="folder that holds PACS")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch, for the CPU; all cores by default")
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    parser.add_argument("--threads", type=int, help="of torch; all cores, and one with --clock processor")
     parser.add_argument("--json", type=Path, help="also write every ratio to this file")
     parser.add_argument("--quick", action="store_true", help="see that it works; no numbers to report")
     options = parser.parse_args()
     device, quick = torch.device(options.device), options.quick
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    clock = Clock(device, options.clock == "processor")
+    threads = options.threads or (1 if clock.processor else None)
+    if threads:
+        torch.set_num_threads(threads)
 
     everyone, us = busy_seconds()
     started = time.monotonic()
     rows: list[Row] = []
     skipped = None
     if options.part != "data":
-        rows += loop_part(QUICK_CASES if quick else CASES, device)
+        rows += loop_part(QUICK_CASES if quick else CASES, clock)
     if options.part != "loop":
         folder = options.data / "PACS"
         if folder.is_dir():
-            rows += data_part(folder, QUICK_PULL if quick else PULL, device, quick)
+            rows += data_part(folder, QUICK_PULL if quick else PULL, clock, quick)
         else:
             skipped = f"The data part was skipped: expected the folder {folder}; name its parent with --data."
     seconds = time.monotonic() - started

@@ -1,0 +1,356 @@
+"""What the pages say is what the code does: snippets run, tables and commands agree, links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import tomlkit
+from pydantic import BaseModel
+
+import mirepoix
+from mirepoix import diversity, objectives, strategies
+from mirepoix.recipe import Recipe, RunTable, builtin_recipes, load_recipe
+from mirepoix.runs import Run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
+LATER = {"benchmarks.md", "results.md"}  # written apart from the other pages
+
+OUTPUTS = ("text", "output")
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    line: int
+    output: str | None  # of a python block: the text block that follows it
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = list(FENCE.finditer(text))
+    result = []
+    for number, match in enumerate(found):
+        following = found[number + 1] if number + 1 < len(found) else None
+        output = None
+        if following and following[1] in OUTPUTS and not text[match.end() : following.start()].strip():
+            output = following[2]
+        result.append(Block(match[1], match[2], text[: match.start()].count("\n") + 1, output))
+    return result
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def table_rows(page: str, column: str) -> list[list[str]]:
+    """The rows of all tables of a page whose first column has this head."""
+    rows, inside = [], False
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[0] == column:
+            inside = True
+        elif inside and not set(cells[0]) <= set("-: "):
+            rows.append(cells)
+    return rows
+
+
+def code_of(cell: str) -> str:
+    """The first code in a cell."""
+    found = re.match(r"`([^`]+)`", cell)
+    assert found, f"expected code at the beginning of {cell!r}"
+    return found[1]
+
+
+# Snippets
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=named)
+def test_the_snippets_of_a_page_run_and_print_what_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        printed = io.StringIO()
+        code = compile("\n" * block.line + block.text, str(page), "exec", dont_inherit=True)
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)
+        if block.output is not None:
+            assert printed.getvalue() == block.output, f"{named(page)}:{block.line}"
+        else:
+            assert not printed.getvalue(), f"{named(page)}:{block.line} prints, and the page does not show it"
+
+
+def test_a_text_block_is_always_the_output_of_a_snippet():
+    for page in PAGES:
+        found = blocks(page)
+        shown = sum(block.output is not None for block in found if block.language == "python")
+        assert sum(block.language in OUTPUTS for block in found) == shown, named(page)
+
+
+TOML = [(page, block) for page in PAGES for block in blocks(page) if block.language == "toml"]
+
+
+@pytest.mark.parametrize(("page", "block"), TOML, ids=[f"{named(p)}:{b.line}" for p, b in TOML])
+def test_recipes_in_the_pages_can_be_read(page, block, tmp_path):
+    values = tomllib.loads(block.text)
+    if "network" not in values:  # some tables of a recipe
+        whole = tomllib.loads(builtin_recipes()["folder"].read_text())
+        values = {**whole, **{key: {**whole.get(key, {}), **table} for key, table in values.items()}}
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomlkit.dumps(values))
+    load_recipe(file)
+
+
+# Commands
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language in ("sh", "console", "bash"):
+                text = block.text.replace("\\\n", " ")
+                found += [(f"{named(page)}:{block.line}", line) for line in text.splitlines() if line.strip()]
+    return found
+
+
+def mirepoix_arguments(line: str) -> list[list[str]]:
+    """The arguments of every `mirepoix` on a line."""
+    calls: list[list[str]] = []
+    for part in line.removeprefix("$ ").split("&&"):
+        words = shlex.split(part, comments=True)
+        if words[:2] == ["uv", "run"] and "mirepoix" in words:
+            words = words[words.index("mirepoix") :]
+        if words[:1] == ["mirepoix"]:
+            calls.append(words[1:])
+    return calls
+
+
+COMMANDS = [(where, call) for where, line in shell_lines() for call in mirepoix_arguments(line)]
+
+
+@pytest.mark.parametrize(("where", "call"), COMMANDS, ids=[f"{w} {' '.join(c)}" for w, c in COMMANDS])
+def test_commands_in_the_pages_exist(where, call):
+    import typer
+
+    from mirepoix.cli import app
+
+    group: Any = typer.main.get_command(app)
+    verb, *arguments = call
+    assert verb in group.commands, f"{where}: no verb {verb!r}"
+    context = group.commands[verb].make_context(verb, list(arguments))  # reads the options, runs nothing
+    for change in context.params.get("changes") or ():
+        load_recipe("folder", [change])
+    recipe = context.params.get("recipe")
+    assert recipe is None or recipe.endswith(".toml") or recipe in builtin_recipes(), f"{where}: {recipe}"
+
+
+def test_there_are_commands_to_check():
+    verbs = {call[0] for _, call in COMMANDS}
+    assert verbs == {"run", "report"}
+
+
+def test_every_option_of_run_is_explained():
+    import typer
+
+    from mirepoix.cli import app
+
+    group: Any = typer.main.get_command(app)
+    options = {name for p in group.commands["run"].params for name in p.opts if name.startswith("--")}
+    explained = {code_of(row[0]).split()[0] for row in table_rows("docs/getting-started.md", "Option")}
+    assert explained == options - {"--help"}
+
+
+# Tables against the code
+
+
+def is_table(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def recipe_keys() -> dict[str, str]:
+    """Every key that a recipe may have, with its default in TOML; two tables are as `[run]`."""
+
+    def told(value: Any) -> str:
+        return "none" if value is None else f"`{tomlkit.item(value).as_string()}`"
+
+    def default(field: Any) -> str:
+        return "required" if field.is_required() else told(field.default)
+
+    keys = {}
+    for name, field in Recipe.model_fields.items():
+        table = is_table(field.annotation)
+        if table is RunTable and name != "run":
+            keys[name] = "empty" if field.default is not None else "none"
+        elif table is None:
+            keys[name] = default(field)
+        else:
+            for key, inner in table.model_fields.items():
+                keys[f"{name}.{key}"] = told(getattr(Run(), key)) if table is RunTable else default(inner)
+    return keys
+
+
+def test_every_key_of_a_recipe_is_in_the_table_and_no_other():
+    rows = table_rows("docs/recipes.md", "Key")
+    told = {code_of(row[0]): row[2] for row in rows}
+    assert len(told) == len(rows), "a key is told twice"
+    expected = recipe_keys()
+    assert set(told) == set(expected)
+    for key, default in expected.items():
+        same = told[key] == default or (told[key] == "unset" and default == "none")
+        if not same and default.startswith("`") and told[key].startswith("`"):
+            read = [tomllib.loads(f"x = {text.strip('`')}")["x"] for text in (told[key], default)]
+            same = read[0] == read[1]
+        assert same, f"{key}: the page says {told[key]}, the code {default}"
+
+
+def test_every_recipe_that_comes_along_is_named():
+    rows = table_rows("docs/recipes.md", "Comes with mirepoix")
+    assert {code_of(row[0]) for row in rows} == set(builtin_recipes())
+
+
+def test_every_measure_of_diversity_is_listed():
+    page = (ROOT / "docs/diversity.md").read_text()
+    assert not [name for name in diversity.__all__ if f"`{name}`" not in page]
+    for row in table_rows("docs/diversity.md", "Measure"):
+        assert code_of(row[0]) in diversity.__all__
+
+
+def test_every_strategy_is_in_the_table_and_no_other():
+    rows = table_rows("docs/which-strategy.md", "Strategy")
+    assert {code_of(row[0]) for row in rows} == set(strategies.__all__)
+
+
+def test_every_objective_is_in_the_table_and_no_other():
+    rows = table_rows("docs/objectives.md", "Objective")
+    assert {code_of(row[0]) for row in rows} == set(objectives.__all__) - {"Objective"}
+
+
+def test_every_row_of_the_report_is_explained():
+    from mirepoix.experiment._table import LABELS
+
+    assert [row[0] for row in table_rows("docs/getting-started.md", "Row")] == list(LABELS.values())
+    shown = re.findall(r"^│ (.+?) +│ +\d", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert shown == list(LABELS.values())
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs/api.md").read_text()
+    listed = set(re.findall(r"^::: mirepoix\.(?:\w+\.)*(\w+)$", page, re.MULTILINE))
+    for members in re.findall(r"members: \[([^]]*)\]", page):
+        listed |= {name.strip() for name in members.split(",")}
+    assert not set(mirepoix.__all__) - {"__version__"} - listed
+    for name in re.findall(r"^::: (mirepoix\S*)$", page, re.MULTILINE):
+        place, _, last = name.rpartition(".")
+        __import__(place)
+        assert hasattr(sys.modules[place], last), name
+
+
+@pytest.mark.parametrize("message", [row[0] for row in table_rows("docs/your-data.md", "The message says")])
+def test_error_messages_in_the_pages_are_those_of_the_code(message):
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # texts that go on in the next line
+    for piece in message.strip("`").split("..."):
+        assert piece.strip() in source, message
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ +(.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", head.lower()).strip()) for head in heads}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=named)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if file.parent == ROOT / "docs" and file.name in LATER and not file.exists():
+            continue
+        assert file.is_file(), f"{named(page)}: {target}"
+        assert not anchor or anchor in anchors(file), f"{named(page)}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"([\w/-]+\.md)\s*$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    docs = ROOT / "docs"
+    assert {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")} | LATER == listed | LATER
+
+
+# The site, and the files beside it
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    builder = Path(sys.executable).with_name("zensical")
+    if not builder.exists():
+        pytest.skip("zensical is not installed: uv sync --group docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    for name in LATER:
+        page = tmp_path / "docs" / name
+        if not page.exists():
+            page.write_text(f"# {name}\n")
+    command = [builder, "build", "--strict", "-f", "mkdocs.yml"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for page in (tmp_path / "docs").rglob("*.md"):
+        place = page.relative_to(tmp_path / "docs").with_suffix("")
+        built = tmp_path / "site" / ("index.html" if place.name == "index" else f"{place}/index.html")
+        assert built.is_file(), place
+    reference = (tmp_path / "site/api/index.html").read_text()
+    assert "fine_tuning" in reference
+    assert ".. math::" not in reference
+    assert "fonts.googleapis" not in reference
+
+
+def test_the_citation_file_is_valid():
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == mirepoix.__version__
+    assert citation["license"] == "Apache-2.0"
+    for work in [citation, *citation["references"]]:
+        assert work["title"]
+        assert work["authors"]
+    for reference in citation["references"]:
+        assert reference["type"] == "conference-paper"
+        assert reference["year"] in (2022, 2023)
+        assert all(set(author) == {"family-names", "given-names"} for author in reference["authors"])
+
+
+def test_the_changelog_speaks_of_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert mirepoix.__version__ in text
+    assert re.search(r"^## \[Unreleased\]$", text, re.MULTILINE)
+    assert re.search(r"^### Added$", text, re.MULTILINE)
+
+
+def test_the_pages_name_no_place_on_a_machine():
+    for page in [*TEXTS, ROOT / "mkdocs.yml", ROOT / "CITATION.cff"]:
+        found = re.findall(r"(?<![\w.>])/(?:home|root|tmp|work|Users)/\S+", page.read_text())
+        assert not found, f"{named(page)}: {found}"
