@@ -147,7 +147,7 @@ class Case:
         network: Name of the architecture.
         size: Pixels a side that the network sees.
         stored: Pixels a side of the images in memory: 8/7 of the size, as a folder task keeps them, or equal.
-        warm: Updates before the clock starts.
+        warm: Updates before the clock starts, at least 2: the first one is followed by an evaluation.
         steps: Updates timed.
         turns: Repetitions.
     """
@@ -163,11 +163,11 @@ class Case:
 CASES = (
     Case("cifar_resnet20", 32, 37, warm=4, steps=15, turns=9),
     Case("mnist_cnn", 28, 28, warm=2, steps=8, turns=5),
-    Case("timm:resnet18", 96, 96, warm=1, steps=2, turns=3),
+    Case("timm:resnet18", 96, 96, warm=2, steps=3, turns=3),
 )
 QUICK_CASES = (
     Case("cifar_resnet20", 32, 37, warm=2, steps=3, turns=1),
-    Case("mnist_cnn", 28, 28, warm=1, steps=2, turns=1),
+    Case("mnist_cnn", 28, 28, warm=2, steps=2, turns=1),
 )
 
 

@@ -18,7 +18,8 @@ settings.load_profile("mirepoix")
 
 # Annotated shapes are checked here and cost nothing in production.
 install_import_hook(
-    ["mirepoix.diversity", "mirepoix.metrics", "mirepoix.predictions", "mirepoix.ensembles"], "beartype.beartype"
+    ["mirepoix.diversity", "mirepoix.metrics", "mirepoix.predictions", "mirepoix.ensembles"],
+    "beartype.beartype",
 )
 
 ROOT = Path(__file__).parents[1]
@@ -35,5 +36,7 @@ def shared() -> Path:
     """The folder with ``data/`` and ``weights/``: real inputs that do not belong to the repository."""
     path = Path(os.environ.get("MIREPOIX_SHARED", ROOT.parent / "shared"))
     if not (path / "data").is_dir():
-        pytest.skip("the real inputs are not here; set MIREPOIX_SHARED to the folder that holds data/ and weights/")
+        pytest.skip(
+            "the real inputs are not here; set MIREPOIX_SHARED to the folder that holds data/ and weights/"
+        )
     return path

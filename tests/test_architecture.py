@@ -58,7 +58,10 @@ def test_every_room_has_its_place():
 
 def test_dependencies_point_one_way():
     wrong = [
-        f"{room} imports {other}" for room, others in graph().items() for other in others if LEVEL[other] > LEVEL[room]
+        f"{room} imports {other}"
+        for room, others in graph().items()
+        for other in others
+        if LEVEL[other] > LEVEL[room]
     ]
     assert not wrong
 

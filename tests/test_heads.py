@@ -29,7 +29,9 @@ def test_the_name_of_the_head_can_be_another():
 
 
 def test_no_head_is_an_error_that_shows_names():
-    with pytest.raises(InputError, match=r"no weights begin with 'classifier\.'; the last names are fc\.weight"):
+    with pytest.raises(
+        InputError, match=r"no weights begin with 'classifier\.'; the last names are fc\.weight"
+    ):
         with_head({"fc.weight": np.ones(1)}, OTHER)
 
 

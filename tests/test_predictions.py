@@ -26,7 +26,11 @@ def test_what_is_saved_is_read_again(tmp_path):
     assert torch.equal(after.logits, before.logits)
     assert torch.equal(after.labels, before.labels)
     assert torch.equal(after.domains, before.domains)
-    assert (after.members, after.classes, after.domain_names) == (before.members, before.classes, before.domain_names)
+    assert (after.members, after.classes, after.domain_names) == (
+        before.members,
+        before.classes,
+        before.domain_names,
+    )
 
 
 def test_the_same_predictions_give_the_same_file(tmp_path):
@@ -63,7 +67,9 @@ def test_another_file_is_refused(tmp_path):
     from mirepoix.checkpoints import write_weights
 
     write_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2)})
-    with pytest.raises(InputError, match="expected predictions saved by mirepoix, got a file with the keys w"):
+    with pytest.raises(
+        InputError, match="expected predictions saved by mirepoix, got a file with the keys w"
+    ):
         Predictions.load(tmp_path / "w.safetensors")
 
 

@@ -132,7 +132,7 @@ def test_a_bad_change_is_an_error(change, message):
 def test_a_recipe_that_is_not_there_suggests_the_nearest(tmp_path):
     with pytest.raises(InputError, match=r"no such recipe file; .* Did you mean 'digits'\?"):
         load_recipe("digit")
-    with pytest.raises(InputError, match="expected a recipe .* got a folder. Images are given by --data"):
+    with pytest.raises(InputError, match=r"expected a recipe .* got a folder. Images are given by --data"):
         load_recipe(tmp_path)
 
 

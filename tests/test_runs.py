@@ -27,7 +27,9 @@ def test_extreme_space_draws_the_values_of_the_benchmark():
     runs = sample_runs(EXTREME, 4)
     for number, expected in EXTREME_GOLDEN.items():
         run = runs[number]
-        assert (run.learning_rate, run.weight_decay, run.batch_size, run.dropout) == pytest.approx(expected, rel=1e-15)
+        assert (run.learning_rate, run.weight_decay, run.batch_size, run.dropout) == pytest.approx(
+            expected, rel=1e-15
+        )
 
 
 def test_mild_space_draws_the_values_of_diwa():

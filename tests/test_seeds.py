@@ -22,7 +22,12 @@ def test_streams_depend_on_their_name_and_on_nothing_else():
     first = stream(3, "order", 7).random(5)
     np.random.default_rng().random(3)
     assert np.array_equal(stream(3, "order", 7).random(5), first)
-    for other in (stream(3, "order", 8), stream(3, "augment", 7), stream(4, "order", 7), stream("3", "order", 7)):
+    for other in (
+        stream(3, "order", 8),
+        stream(3, "augment", 7),
+        stream(4, "order", 7),
+        stream("3", "order", 7),
+    ):
         assert not np.array_equal(other.random(5), first)
 
 

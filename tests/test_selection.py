@@ -53,7 +53,9 @@ def test_greedy_keeps_an_equal_score_and_drops_a_lower_one():
 
 
 def test_greedy_strict_keeps_only_what_rises():
-    choice = greedy([theta(0), theta(2), theta(4)], Scripted(0.80, 0.80, 0.79), strict=True, member_scores=[3, 2, 1])
+    choice = greedy(
+        [theta(0), theta(2), theta(4)], Scripted(0.80, 0.80, 0.79), strict=True, member_scores=[3, 2, 1]
+    )
     assert choice.kept == (0,)
 
 
@@ -103,7 +105,10 @@ def test_greedy_equals_its_definition(values, strict):
     order = sorted(range(len(values)), key=lambda i: -score(members[i]))
     kept = [order[0]]
     for i in order[1:]:
-        now, then = score(average([members[j] for j in kept])), score(average([members[j] for j in [*kept, i]]))
+        now, then = (
+            score(average([members[j] for j in kept])),
+            score(average([members[j] for j in [*kept, i]])),
+        )
         if then > now or (then == now and not strict):
             kept.append(i)
     choice = greedy(members, score, strict=strict)

@@ -50,7 +50,10 @@ def test_wise_prints_its_equation():
     def combine(thetas, coefficients):
         return " + ".join(f"{c:g} {t}" for c, t in zip(coefficients, thetas, strict=True))
 
-    assert wise(text_train, "theta_pt", "D", RUNS[0], 0.25, combine) == "0.75 Train(theta_pt, D; c1) + 0.25 theta_pt"
+    assert (
+        wise(text_train, "theta_pt", "D", RUNS[0], 0.25, combine)
+        == "0.75 Train(theta_pt, D; c1) + 0.25 theta_pt"
+    )
 
 
 def test_diwa_averages_by_default():

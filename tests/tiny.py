@@ -8,7 +8,9 @@ from mirepoix.data._task import make_task
 from mirepoix.models import NetworkSpec
 
 
-def tiny_task(domains: int = 3, images: int = 40, classes: int = 2, size: int = 8, noise: float = 40.0) -> Task:
+def tiny_task(
+    domains: int = 3, images: int = 40, classes: int = 2, size: int = 8, noise: float = 40.0
+) -> Task:
     """Grey images; class ``k`` is bright in its band of rows; domain ``d`` is shifted in brightness."""
     random = np.random.default_rng(0)
     made, digests = [], []

@@ -66,7 +66,9 @@ class Predictions:
         """
         unknown = [name for name in members if name not in self.members]
         if unknown:
-            raise InputError(f"predictions hold no member {unknown[0]!r}; they hold {', '.join(self.members)}.")
+            raise InputError(
+                f"predictions hold no member {unknown[0]!r}; they hold {', '.join(self.members)}."
+            )
         chosen = torch.tensor([self.members.index(name) for name in members], dtype=torch.long)
         return Predictions(
             self.logits[chosen], self.labels, self.domains, tuple(members), self.classes, self.domain_names

@@ -224,7 +224,9 @@ def _find(recipe: str | Path | None) -> Path:
     if str(recipe) in known:
         return known[str(recipe)]
     if path.is_dir():
-        raise InputError(f"{path}: expected a recipe (a TOML file), got a folder. Images are given by --data.")
+        raise InputError(
+            f"{path}: expected a recipe (a TOML file), got a folder. Images are given by --data."
+        )
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InputError(
@@ -257,7 +259,9 @@ def _explain(error: ValidationError) -> list[str]:
         key = ".".join(loc)
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(loc[-1], _keys_beside(loc), n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else f"; known keys: {', '.join(_keys_beside(loc))}"
+            hint = (
+                f" (did you mean {near[0]!r}?)" if near else f"; known keys: {', '.join(_keys_beside(loc))}"
+            )
             lines.append(f"{key}: unknown key{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")

@@ -65,7 +65,9 @@ class Run:
                 raise InputError(f"run.{field}: expected {expected}, got {getattr(self, field)!r}.")
 
         expect(self.steps >= 1, "steps", "at least 1 step")
-        expect(math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a positive number")
+        expect(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0, "learning_rate", "a positive number"
+        )
         expect(math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight_decay", "0 or more")
         expect(0 <= self.dropout < 1, "dropout", "a probability in [0, 1)")
         expect(self.batch_size >= 1, "batch_size", "at least 1 image per domain")
@@ -76,7 +78,9 @@ class Run:
         expect(self.check_every >= 1, "check_every", "at least 1 step")
         expect(self.average_from >= 1, "average_from", "at least 1 update")
         expect(
-            self.collect in ("best", "last", "moving_average"), "collect", "'best', 'last' or 'moving_average'"
+            self.collect in ("best", "last", "moving_average"),
+            "collect",
+            "'best', 'last' or 'moving_average'",
         )
 
     def with_(self, **changes: Any) -> Run:

@@ -32,9 +32,9 @@ class Choice:
     scores: tuple[float, ...]
 
 
-def _ranked(thetas: Iterable[Weights], score: Score, member_scores: Sequence[float] | None) -> tuple[
-    list[Weights], list[float], list[int]
-]:
+def _ranked(
+    thetas: Iterable[Weights], score: Score, member_scores: Sequence[float] | None
+) -> tuple[list[Weights], list[float], list[int]]:
     members = list(thetas)
     if not members:
         raise InputError("a selection needs at least one member, got none.")
@@ -46,9 +46,7 @@ def _ranked(thetas: Iterable[Weights], score: Score, member_scores: Sequence[flo
     return members, scores, order
 
 
-def best(
-    thetas: Iterable[Weights], score: Score, *, member_scores: Sequence[float] | None = None
-) -> Choice:
+def best(thetas: Iterable[Weights], score: Score, *, member_scores: Sequence[float] | None = None) -> Choice:
     """The member with the highest score; of equal ones the first given.
 
     Args:

@@ -210,7 +210,9 @@ def cached(train: Any, store: Store, *, made_of: Mapping[str, Any] | None = None
     def lookup(theta: Weights, task: Any, run: Run) -> Weights:
         digest = getattr(task, "digest", None)
         if not isinstance(digest, str):
-            raise InputError(f"cached: the task needs a `digest`, a text that names its content; got {task!r}.")
+            raise InputError(
+                f"cached: the task needs a `digest`, a text that names its content; got {task!r}."
+            )
         fits = hasattr(train, "fit")
         made_of = {
             "theta": fingerprint(theta),
@@ -259,4 +261,3 @@ class _Member(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._theta)
-

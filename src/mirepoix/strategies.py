@@ -36,9 +36,7 @@ def moving_average(train: Train, theta: Any, task: Any, run: Run) -> Any:
     return train(theta, task, run.with_(collect="moving_average"))
 
 
-def diwa(
-    train: Train, theta: Any, task: Any, runs: Iterable[Run], combine: Combine[Any] = average
-) -> Any:
+def diwa(train: Train, theta: Any, task: Any, runs: Iterable[Run], combine: Combine[Any] = average) -> Any:
     """theta = 1/M sum_i Train(theta_pt, D; c_i).
 
     References:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.cli.conftest import call, make_folder
 
 from mirepoix.checkpoints import open_weights, write_weights
-from tests.cli.conftest import call, make_folder
 
 
 def refused(result, *fragments):
@@ -58,7 +58,9 @@ def test_one_class_only(cli, small, tmp_path):
 
 def test_an_unknown_target_suggests_the_nearest(cli, small, images):
     (images / "a").rename(images / "sketch")
-    refused(cli("run", small, "--data", images, "--target", "skech"), "'skech'", "Did you mean 'sketch'?", "b, c")
+    refused(
+        cli("run", small, "--data", images, "--target", "skech"), "'skech'", "Did you mean 'sketch'?", "b, c"
+    )
 
 
 def test_a_class_in_one_domain_only_is_reported_and_the_job_goes_on(cli, small, images):
@@ -75,7 +77,9 @@ def test_a_class_in_one_domain_only_is_reported_and_the_job_goes_on(cli, small, 
 
 def test_a_domain_too_small_to_split(cli, small, tmp_path):
     folder = make_folder(tmp_path / "few", images=2)
-    refused(cli("run", small, "--data", folder, "--target", "a"), "domain 'b'", "4 images", "0 for validation")
+    refused(
+        cli("run", small, "--data", folder, "--target", "a"), "domain 'b'", "4 images", "0 for validation"
+    )
 
 
 def spoil(images):
@@ -158,7 +162,9 @@ def test_a_weight_file_that_is_none(cli, small, images):
 
 def test_a_weight_file_that_is_missing_says_where_it_looked(cli, small, images):
     (small.parent / "start.safetensors").unlink()
-    refused(cli("run", small, "--data", images), "no file 'start.safetensors'", str(small.parent), str(images))
+    refused(
+        cli("run", small, "--data", images), "no file 'start.safetensors'", str(small.parent), str(images)
+    )
 
 
 def test_no_start_at_all(cli, small, images):
@@ -178,7 +184,12 @@ def test_a_read_only_output_folder(cli, small, images, tmp_path):
         (tmp_path / "locked").mkdir()
         (tmp_path / "locked").chmod(0o500)
         folder = str(tmp_path / "locked" / "out")
-    refused(cli("run", small, "--data", images, "--out", folder), folder, "cannot write here", "choose another --out.")
+    refused(
+        cli("run", small, "--data", images, "--out", folder),
+        folder,
+        "cannot write here",
+        "choose another --out.",
+    )
 
 
 def limited(size):
@@ -191,7 +202,9 @@ def limited(size):
 
 
 def test_a_full_disk_ends_with_a_message_and_nothing_half_written(finished, tmp_path):
-    code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from mirepoix.cli import main; main()"
+    code = (
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from mirepoix.cli import main; main()"
+    )
     shutil.rmtree("out/store/weights")
     arguments = ["run", "recipe/small.toml", "--data", "images", "--target", "a", "--out", "new"]
     command = [sys.executable, "-c", code, *arguments, "--store", "out/store"]
@@ -210,7 +223,9 @@ def test_a_full_disk_ends_with_a_message_and_nothing_half_written(finished, tmp_
 
 
 def test_no_room_for_decoded_images_is_told_before_training(small, images, tmp_path):
-    code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from mirepoix.cli import main; main()"
+    code = (
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from mirepoix.cli import main; main()"
+    )
     command = [sys.executable, "-c", code, "run", str(small), "--data", str(images), "--out", "out"]
     run = subprocess.run(
         command, preexec_fn=limited(20_000), capture_output=True, text=True, cwd=tmp_path, check=False

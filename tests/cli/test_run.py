@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.cli.conftest import call
 
 from mirepoix.checkpoints import fingerprint, open_weights
 from mirepoix.predictions import Predictions
 from mirepoix.weights import average
-from tests.cli.conftest import call
 
 ROWS = [
     ("fine_tuning", "mean"),
@@ -58,7 +58,9 @@ def test_rows_are_what_the_saved_files_say(finished):
 
         def identity(logits, validation=validation):
             right = (logits.argmax(-1) == validation.labels).double()
-            return torch.stack([right[..., validation.domains == d].mean(-1) for d in validation.domains.unique()]).mean(0)
+            return torch.stack(
+                [right[..., validation.domains == d].mean(-1) for d in validation.domains.unique()]
+            ).mean(0)
 
         each = ood(test.of(names).logits)
         assert found["fine_tuning", "mean"]["ood_accuracy"] == pytest.approx(each.mean().item())
@@ -105,7 +107,9 @@ def test_again_trains_nothing_and_gives_the_same_bytes(finished):
         return {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file() and p.name != "job.json"}
 
     before = contents()
-    assert call("run", "recipe/small.toml", "--data", "images", "--out", "out", "--set", "members=3").code == 0
+    assert (
+        call("run", "recipe/small.toml", "--data", "images", "--out", "out", "--set", "members=3").code == 0
+    )
     assert contents() == before
     assert json.loads(Path("out/job.json").read_text())["trained_now"] == 0
 
@@ -114,7 +118,7 @@ def test_a_shared_store_serves_another_job(finished):
     arguments = ["--out", "other", "--store", "out/store", "--set", "members=3", "--set", "evidence.wise=0.2"]
     assert call("run", "recipe/small.toml", "--data", "images", *arguments).code == 0
     job = json.loads(Path("other/job.json").read_text())
-    trained = [p for p in Path("out/store/weights").iterdir()]
+    trained = list(Path("out/store/weights").iterdir())
     assert len(trained) == 3 * (3 + 1)  # three targets, three runs and a probe
     assert not Path("other/store").exists()
     assert job["trained_now"] == 3 * 2  # predictions of the new WiSE weights, on validation and test
@@ -130,7 +134,9 @@ def test_json_goes_to_standard_output_alone(cli, small, images):
 
 
 def test_several_data_seeds_give_standard_errors(cli, small, images):
-    result = cli("run", small, "--data", images, "--target", "b", "--set", "data.seeds=[0, 1, 2]", "--out", "out")
+    result = cli(
+        "run", small, "--data", images, "--target", "b", "--set", "data.seeds=[0, 1, 2]", "--out", "out"
+    )
     assert result.code == 0, result.err
     row = next(r for r in report()["rows"] if r["combine"] == "mean")
     values = torch.tensor([entry["ood_accuracy"] for entry in row["per_seed"]], dtype=torch.float64)
@@ -163,7 +169,9 @@ def test_networks_whose_batch_norm_moves_are_measured_again(cli, small, images, 
     from mirepoix.checkpoints import write_weights
     from mirepoix.models import NetworkSpec, initial_weights
 
-    write_weights(small.parent / "start.safetensors", initial_weights(NetworkSpec(name="cifar_resnet20", classes=2)))
+    write_weights(
+        small.parent / "start.safetensors", initial_weights(NetworkSpec(name="cifar_resnet20", classes=2))
+    )
     text = small.read_text().replace('"mnist_cnn"\nwidth = 8', '"cifar_resnet20"\nfrozen_batch_norm = false')
     small.write_text(text.replace("size = 16", "size = 32"))
     result = cli("run", small, "--data", images, "--target", "b", "--out", "out")
@@ -172,7 +180,9 @@ def test_networks_whose_batch_norm_moves_are_measured_again(cli, small, images, 
     members = [open_weights(f"out/members/b/run-{i}.safetensors") for i in range(2)]
     soup, plain = open_weights("out/soups/b/average.safetensors"), average(members)
     for name in plain:
-        assert torch.equal(soup[name], plain[name]) == ("running_" not in name and "num_batches" not in name), name
+        assert torch.equal(soup[name], plain[name]) == (
+            "running_" not in name and "num_batches" not in name
+        ), name
 
 
 def test_no_recipe_but_data_is_the_folder_recipe(cli, images):

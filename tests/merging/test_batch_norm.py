@@ -22,7 +22,11 @@ class Small(nn.Module):
 def batches(sizes=(7, 64, 33), dtype=torch.float64):
     random = torch.Generator().manual_seed(0)
     return [
-        Batch(torch.randn(n, 3, 4, 5, generator=random, dtype=dtype) * 3 + 2 * i, torch.zeros(n).long(), torch.zeros(n))
+        Batch(
+            torch.randn(n, 3, 4, 5, generator=random, dtype=dtype) * 3 + 2 * i,
+            torch.zeros(n).long(),
+            torch.zeros(n),
+        )
         for i, n in enumerate(sizes)
     ]
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from tests.objectives.test_erm import Linear, batches
 from torch import nn
 
 from mirepoix.objectives import ERM, Objective
 from mirepoix.types import Outputs
-from tests.objectives.test_erm import Linear, batches
 
 
 def test_a_criterion_must_say_its_scalar():

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.tiny import tiny_network, tiny_task
 from torch import nn
 
 from mirepoix.checkpoints import fingerprint
@@ -11,10 +12,9 @@ from mirepoix.data import draw
 from mirepoix.models import initial_weights
 from mirepoix.objectives import ERM
 from mirepoix.runs import Run
-from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.seeds import seed_hash
+from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import Diverged, InputError
-from tests.tiny import tiny_network, tiny_task
 
 RUN = Run(seed=3, steps=12, learning_rate=3e-3, batch_size=4, check_every=5, average_from=4, dropout=0.3)
 
@@ -105,10 +105,10 @@ def test_evaluating_more_often_changes_nothing(theta, split):
 
 def test_training_leaves_global_generators_and_inputs_alone(theta, split):
     before = {name: value.clone() for name, value in theta.items()}
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     Trainer(tiny_network())(theta, split, RUN)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state[1])
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])  # noqa: NPY002
     assert same(theta, before)
 
 
@@ -200,7 +200,9 @@ def test_weight_decay_is_coupled_but_for_adamw(theta, split, optimizer):
             seen.append(optimizer)
             return super().step(model, batches, optimizer, scaler)
 
-    Trainer(tiny_network(), Spy())(theta, split, RUN.with_(optimizer=optimizer, weight_decay=0.01, momentum=0.7))
+    Trainer(tiny_network(), Spy())(
+        theta, split, RUN.with_(optimizer=optimizer, weight_decay=0.01, momentum=0.7)
+    )
     assert type(seen[0]) is kinds[optimizer]
     assert seen[0].param_groups[0]["weight_decay"] == 0.01
     if optimizer == "sgd":
@@ -208,7 +210,9 @@ def test_weight_decay_is_coupled_but_for_adamw(theta, split, optimizer):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_advice(theta, split):
-    with pytest.raises(Diverged, match=r"the loss was (nan|inf) by step \d+ of 12 .*smaller learning rate") as error:
+    with pytest.raises(
+        Diverged, match=r"the loss was (nan|inf) by step \d+ of 12 .*smaller learning rate"
+    ) as error:
         Trainer(tiny_network())(theta, split, RUN.with_(learning_rate=1e30, optimizer="sgd"))
     assert error.value.step < 12
 

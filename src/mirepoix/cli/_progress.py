@@ -7,7 +7,14 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["Bar"]
 
@@ -68,7 +75,9 @@ class Bar:
         """A training step was made."""
         accuracy = "" if id_accuracy is None else f"  ID accuracy {100 * id_accuracy:.1f} %"
         self.bar.update(
-            self.task, completed=self.finished + step, detail=f"step {step}/{steps}  loss {loss:.3f}{accuracy}"
+            self.task,
+            completed=self.finished + step,
+            detail=f"step {step}/{steps}  loss {loss:.3f}{accuracy}",
         )
 
     def note(self, text: str) -> None:

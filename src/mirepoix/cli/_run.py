@@ -21,14 +21,18 @@ def run(
         typer.Argument(help="A recipe file, or the name of one that comes with mirepoix. [default: digits]"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the images: one sub-folder per domain, in it one per class.")
+        Path | None,
+        typer.Option(help="Folder of the images: one sub-folder per domain, in it one per class."),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Domain to leave out for testing, or 'all' for each in turn.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: mirepoix-<recipe>]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. [default: mirepoix-<recipe>]")
+    ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Folder of finished trainings, to share between jobs. [default: OUT/store]")
+        Path | None,
+        typer.Option(help="Folder of finished trainings, to share between jobs. [default: OUT/store]"),
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
@@ -36,7 +40,9 @@ def run(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, and say so in the report.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON on standard output.")
+    ] = False,
 ) -> None:
     """Train members from one start, combine them, and report which combination is best and why.
 
@@ -80,7 +86,9 @@ def _work(
         from mirepoix.experiment import run_recipe
         from mirepoix.report import write_report
 
-        content = run_recipe(recipe, recipe_path=path, out=folder, data=data, store=store, progress=bar, command=command)
+        content = run_recipe(
+            recipe, recipe_path=path, out=folder, data=data, store=store, progress=bar, command=command
+        )
         bar.stage("writing the report")
         write_report(content, folder)
     return content

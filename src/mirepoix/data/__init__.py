@@ -1,6 +1,7 @@
 """Domains, splits, transforms, datasets and batches."""
 
 from mirepoix.data._batches import draw, evaluation_batches, prefetch
+from mirepoix.data._cache import Loading
 from mirepoix.data._digits import digits_pretraining_task, digits_task
 from mirepoix.data._folder import folder_task
 from mirepoix.data._images import Images, IntArray
@@ -8,7 +9,6 @@ from mirepoix.data._mnist import colored_mnist, rotated_mnist
 from mirepoix.data._named import named_task
 from mirepoix.data._parquet import parquet_task
 from mirepoix.data._split import split_indices
-from mirepoix.data._store import Loading
 from mirepoix.data._task import Domain, Split, Subset, Task
 from mirepoix.data._transform import Transform
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
+from mirepoix.data._cache import MEMORY_BUDGET, Progress, Shelf, read_pictures
 from mirepoix.data._decode import FilePicture
 from mirepoix.data._images import IntArray
-from mirepoix.data._store import MEMORY_BUDGET, Progress, Shelf, read_pictures
 from mirepoix.data._task import Domain, Task, digest_of, make_task, nearest
 from mirepoix.data._transform import Transform
 from mirepoix.types import InputError

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack
 
+from mirepoix.data._cache import Loading
 from mirepoix.data._folder import folder_task, subfolders
 from mirepoix.data._mnist import colored_mnist, rotated_mnist
-from mirepoix.data._store import Loading
 from mirepoix.data._task import Task, nearest
 from mirepoix.types import InputError
 

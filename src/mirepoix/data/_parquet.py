@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, Literal, Unpack
 
 import numpy as np
 
+from mirepoix.data._cache import Loading, read_pictures
 from mirepoix.data._folder import assemble, check_classes, check_domain_count
 from mirepoix.data._images import IntArray
-from mirepoix.data._store import Loading, read_pictures
 from mirepoix.data._task import Task, digest_of, nearest
 from mirepoix.data._transform import Transform
 from mirepoix.types import InputError

@@ -87,7 +87,8 @@ def look_into(
         "distance_to_average": [distance(theta, uniform) for theta in members],
         "distance_to_start": [distance(theta, start) for theta in members],
         "start_norm": distance(start, {name: start[name] * 0 for name in start}),
-        "average_minus_ensemble": float(accuracy(averaged, test.labels)) - float(accuracy(ensemble, test.labels)),
+        "average_minus_ensemble": float(accuracy(averaged, test.labels))
+        - float(accuracy(ensemble, test.labels)),
         "average_ensemble_disagreement": float((averaged.argmax(1) != ensemble.argmax(1)).double().mean()),
         "target_images": len(test.labels),
         "validation_images": len(validation.labels),

@@ -86,7 +86,8 @@ class Judge:
         """Mean over source domains of the validation accuracy: what checkpoints and runs are chosen by."""
         labels, domains = self.labels("validation"), self.domains("validation")
         accuracies = [
-            float(accuracy(logits[domains == number], labels[domains == number])) for number in torch.unique(domains)
+            float(accuracy(logits[domains == number], labels[domains == number]))
+            for number in torch.unique(domains)
         ]
         return sum(accuracies) / len(accuracies)
 

@@ -21,13 +21,13 @@ from mirepoix.data import Split, Task, evaluation_batches
 from mirepoix.ensembles import average_logits
 from mirepoix.experiment._evidence import look_into
 from mirepoix.experiment._judge import Judge
-from mirepoix.recipe import Recipe
 from mirepoix.experiment._start import Start, build_start
 from mirepoix.experiment._table import build_report
 from mirepoix.experiment._task import build_task
 from mirepoix.heads import linear_probe
 from mirepoix.merging import reestimate_batch_norm
 from mirepoix.models import has_batch_norm
+from mirepoix.recipe import Recipe
 from mirepoix.runs import Run, sample_runs
 from mirepoix.selection import best, greedy
 from mirepoix.store import Store, cached, environment
@@ -415,7 +415,9 @@ def _keep(
         path = job.out / "members" / folder / f"run-{number}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         _link(member.path, path)
-        write_json(path.with_suffix(".json"), {**origin, "equation": "Train(theta_pt, D; c)", **member.record})
+        write_json(
+            path.with_suffix(".json"), {**origin, "equation": "Train(theta_pt, D; c)", **member.record}
+        )
 
     def ingredients(numbers: Sequence[int]) -> list[dict[str, Any]]:
         return [{"run": finished[i], "fingerprint": fingerprint(members[i])} for i in numbers]
@@ -425,12 +427,20 @@ def _keep(
         "wise": {"equation": f"{1 - share:g} Train(theta_pt, D; c) + {share:g} theta_pt"},
         "moving_average": {"equation": "mean_t theta_t along Train(theta_pt, D; c)"},
         "average": {"equation": f"1/{m} sum_i Train(theta_pt, D; c_i)", "members": ingredients(range(m))},
-        "greedy": {"equation": f"1/{len(kept)} sum_(i kept) Train(theta_pt, D; c_i)", "members": ingredients(kept)},
+        "greedy": {
+            "equation": f"1/{len(kept)} sum_(i kept) Train(theta_pt, D; c_i)",
+            "members": ingredients(kept),
+        },
     }
     for name, detail in details.items():
         path = job.out / "soups" / folder / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {**origin, **detail, "network": job.start.network.to_dict(), "classes": list(job.task.classes)}
+        record = {
+            **origin,
+            **detail,
+            "network": job.start.network.to_dict(),
+            "classes": list(job.task.classes),
+        }
         write_weights(path, models[name], record=record)
 
     predictions = job.out / "predictions"

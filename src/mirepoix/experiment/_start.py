@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mirepoix.checkpoints import fingerprint
 from mirepoix.data import Task, digits_pretraining_task
-from mirepoix.recipe import Recipe
 from mirepoix.heads import with_head
 from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
+from mirepoix.recipe import Recipe
 from mirepoix.store import Store, cached
 from mirepoix.training import Loop, Trainer
 from mirepoix.types import InputError, Weights
@@ -58,7 +58,9 @@ def build_start(
     theta: Weights
     if recipe.pretraining is not None:
         if recipe.data.dataset != "digits":
-            raise InputError("pretraining: only the built-in 'digits' sets images apart; name network.weights instead.")
+            raise InputError(
+                "pretraining: only the built-in 'digits' sets images apart; name network.weights instead."
+            )
         source = digits_pretraining_task(size=recipe.data.size or 16)
         run = recipe.pretraining.over(recipe.base_run()).with_(collect="last")
         trainer = Trainer(network, loop=loop, on_progress=on_progress)
@@ -76,7 +78,7 @@ def build_start(
         origin = "pre-trained weights from the hub of timm"
     else:
         raise InputError(
-            "network: members need one pre-trained start. Name a file with network.weights = \"...\", or take a "
+            'network: members need one pre-trained start. Name a file with network.weights = "...", or take a '
             "timm network with network.pretrained = true."
         )
     digest = fingerprint(theta)

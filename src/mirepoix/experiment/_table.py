@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mirepoix import __version__
 from mirepoix.data import Task
-from mirepoix.recipe import Recipe
 from mirepoix.experiment._start import Start
 from mirepoix.experiment._trust import caution, verdict
 from mirepoix.models import has_batch_norm
+from mirepoix.recipe import Recipe
 from mirepoix.runs import Run
 from mirepoix.strategies import diwa, fine_tuning, moving_average, wise
 
@@ -70,10 +70,7 @@ def build_report(
 
     def cell(kind: tuple[str, str], chosen: Sequence[Outcome]) -> list[dict[str, Any]]:
         return [
-            row
-            for outcome in chosen
-            for row in outcome.rows
-            if (row["strategy"], row["combine"]) == kind
+            row for outcome in chosen for row in outcome.rows if (row["strategy"], row["combine"]) == kind
         ]
 
     def described(kind: tuple[str, str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -104,7 +101,9 @@ def build_report(
                 }
                 for outcome, row in zip(chosen, found, strict=True)
             ]
-            rows.append({**described(kind, found), "target": target, **_moments(per_seed), "per_seed": per_seed})
+            rows.append(
+                {**described(kind, found), "target": target, **_moments(per_seed), "per_seed": per_seed}
+            )
 
     averages = []
     for kind in kinds:

@@ -34,7 +34,9 @@ def build_task(
             )
         return room.digits_task(size=table.size or 16)
     if folder is None:
-        raise InputError(f"the recipe's dataset is {table.dataset!r}: name the folder of its images with --data DIR.")
+        raise InputError(
+            f"the recipe's dataset is {table.dataset!r}: name the folder of its images with --data DIR."
+        )
     options = room.Loading(
         cache_dir=cache_dir,
         memory_budget=int(table.memory_budget * 2**30),
@@ -56,5 +58,10 @@ def build_task(
             **options,
         )
     return room.named_task(
-        table.dataset, folder, size=table.size, data_seed=table.seeds[0], augmentation=table.augmentation, **options
+        table.dataset,
+        folder,
+        size=table.size,
+        data_seed=table.seeds[0],
+        augmentation=table.augmentation,
+        **options,
     )

@@ -9,7 +9,9 @@ from typing import Any
 __all__ = ["caution", "verdict"]
 
 
-def _row(rows: list[dict[str, Any]], strategy: str, combine: str, target: str | None = None) -> dict[str, Any]:
+def _row(
+    rows: list[dict[str, Any]], strategy: str, combine: str, target: str | None = None
+) -> dict[str, Any]:
     return next(
         row
         for row in rows
@@ -83,7 +85,11 @@ def caution(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
     for entry in report["why"]:
         if entry.get("ratio_error", {}).get("ood") == 0:
-            say("warning", entry["target"], "All members fail on the same images: nothing can be gained by combining.")
+            say(
+                "warning",
+                entry["target"],
+                "All members fail on the same images: nothing can be gained by combining.",
+            )
         disagreement = entry.get("average_ensemble_disagreement")
         if disagreement is not None and disagreement > 0.1:
             say(
@@ -106,7 +112,11 @@ def caution(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     diverged = [row for row in report["runs"] if row["status"] == "diverged"]
     for row in diverged:
-        say("warning", row["target"], f"Run {row['run']} (data seed {row['data_seed']}) is left out: {row['message']}")
+        say(
+            "warning",
+            row["target"],
+            f"Run {row['run']} (data seed {row['data_seed']}) is left out: {row['message']}",
+        )
     if len(seeds) == 1:
         say(
             "note",

@@ -60,7 +60,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> dict[st
     for name, layer in layers.items():
         seen = moments[name]
         if seen.count < 2:
-            raise InputError(f"batch-norm layer {name!r} saw {seen.count} values per channel, expected at least 2.")
+            raise InputError(
+                f"batch-norm layer {name!r} saw {seen.count} values per channel, expected at least 2."
+            )
         if layer.running_mean is None or layer.running_var is None:
             continue
         mean = seen.total / seen.count

@@ -21,7 +21,11 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device: expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got {name!r}.") from None
+        raise InputError(
+            f"device: expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', got {name!r}."
+        ) from None
     if device.type != "cpu" and (here is None or here.type != device.type):
-        raise InputError(f"device: {name!r} is not available here; this machine has {here or 'cpu'}. Use 'auto'.")
+        raise InputError(
+            f"device: {name!r} is not available here; this machine has {here or 'cpu'}. Use 'auto'."
+        )
     return device

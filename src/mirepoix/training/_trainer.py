@@ -126,7 +126,9 @@ class Trainer:
 class _Fitting:
     """One training under way."""
 
-    def __init__(self, trainer: Trainer, theta: Weights, split: Split, run: Run, workspace: Path | None) -> None:
+    def __init__(
+        self, trainer: Trainer, theta: Weights, split: Split, run: Run, workspace: Path | None
+    ) -> None:
         if not split.train:
             raise InputError("training needs at least one source domain, got none.")
         loop = trainer.loop
@@ -211,7 +213,8 @@ class _Fitting:
                     saved = time.monotonic()
         self.seconds += time.monotonic() - started
         best = self.collectors["best"]
-        assert isinstance(best, Best) and best.check is not None
+        assert isinstance(best, Best)
+        assert best.check is not None  # the last step is always checked
         record = {
             "status": "finished",
             "id_accuracy": best.check.score,
@@ -220,12 +223,19 @@ class _Fitting:
             "seconds": round(self.seconds, 3),
             "device": str(self.device),
         }
-        return Fit({name: collector.weights(self.theta) for name, collector in self.collectors.items()}, record)
+        return Fit(
+            {name: collector.weights(self.theta) for name, collector in self.collectors.items()}, record
+        )
 
     def batches(self, step: int) -> list[Batch]:
         run = self.run
         drawn = draw(
-            self.split, step, batch_size=run.batch_size, seed=run.seed, augment=run.augment, device=self.device
+            self.split,
+            step,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            augment=run.augment,
+            device=self.device,
         )
         if not self.loop.channels_last:
             return drawn
@@ -332,4 +342,3 @@ def _seed(device: torch.device, seed: int) -> None:
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
     dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "none")
-

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 
 from mirepoix.data._decode import Picture, decode, picture_size, stored_extent
 from mirepoix.data._images import ArrayImages, Images, IntArray, StreamedImages
@@ -161,7 +162,7 @@ class _Reader:
                     data = file.read()
                 pixels = decode(BytesIO(data), extent)
             except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-                return " ".join(f"{type(error).__name__}: {error}".split())
+                return _reason(error)
             if array is not None:
                 array[number] = pixels
             return hashlib.sha256(data).digest()
@@ -206,7 +207,8 @@ class _Reader:
             raise InputError(
                 f"{len(unreadable)} of {len(self.pictures)} pictures cannot be read:\n"
                 + "\n".join(f"  {line}" for line in self.named(unreadable))
-                + "\nReplace or remove them, or leave them out with skip_unreadable=True."
+                + "\nReplace or remove them, or leave them out with --skip-unreadable on the command line "
+                "(in the library skip_unreadable=True)."
             )
 
     def notes(self, unreadable: dict[int, str]) -> list[str]:
@@ -304,6 +306,13 @@ class _Cache:
         _sync(self.folder)
 
 
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be read, on one line and the same in every run."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture Pillow knows"  # Pillow's own words end in the address of an object
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def _manifest(contents: _Contents) -> dict[str, Any]:
     return {
         "extent": contents.extent,
@@ -323,10 +332,19 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
                 os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise InputError(
-            f"cache_dir: expected room for {size / 1e9:.1f} GB of decoded images in {path.parent.parent}, "
-            f"got {error.strerror}. Name a cache_dir on another disk, or none."
+            f"cache_dir: expected room for {_bytes(size)} of decoded images in {path.parent.parent}, got "
+            f"{error.strerror}. Name a folder on another disk: --store on the command line, cache_dir in the "
+            f"library, where None keeps the images in memory."
         ) from error
     return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
+
+
+def _bytes(size: int) -> str:
+    """A size as a person would say it."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def _map(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
