@@ -25,7 +25,7 @@ def test_with_head_takes_features_from_one_and_classifier_from_the_other():
 
 def test_the_name_of_the_head_can_be_another():
     theta = {"backbone": np.ones(1), "fc.weight": np.ones(1)}
-    assert list(split_head(theta, "fc.")[1]) == ["fc.weight"]
+    assert list(split_head(theta, prefix="fc.")[1]) == ["fc.weight"]
 
 
 def test_no_head_is_an_error_that_shows_names():

@@ -11,25 +11,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mirepoix.checkpoints import open_weights, write_weights
+    from mirepoix.data import digits_task, folder_task, named_task
     from mirepoix.ensembles import Ensemble
     from mirepoix.heads import linear_probe, with_head
+    from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
     from mirepoix.predictions import Predictions
-    from mirepoix.runs import Run, sample_runs
+    from mirepoix.runs import EXTREME, MILD, Run, sample_runs
     from mirepoix.selection import best, greedy
     from mirepoix.store import Store, cached
     from mirepoix.strategies import diwa, fine_tuning, moving_average, wise
     from mirepoix.training import Trainer
     from mirepoix.types import Diverged, InputError
-    from mirepoix.weights import add, average, check_averageable, distance, interpolate, subtract
+    from mirepoix.weights import (
+        RunningAverage,
+        add,
+        average,
+        check_averageable,
+        distance,
+        interpolate,
+        subtract,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EXTREME",
+    "MILD",
     "Diverged",
     "Ensemble",
     "InputError",
+    "NetworkSpec",
     "Predictions",
     "Run",
+    "RunningAverage",
     "Store",
     "Trainer",
     "__version__",
@@ -38,13 +52,18 @@ __all__ = [
     "best",
     "cached",
     "check_averageable",
+    "digits_task",
     "distance",
     "diwa",
     "fine_tuning",
+    "folder_task",
     "greedy",
+    "initial_weights",
     "interpolate",
     "linear_probe",
+    "load_pretrained",
     "moving_average",
+    "named_task",
     "open_weights",
     "sample_runs",
     "subtract",
@@ -59,11 +78,19 @@ _PLACES = {
     "interpolate": "weights",
     "add": "weights",
     "subtract": "weights",
+    "RunningAverage": "weights",
     "distance": "weights",
     "check_averageable": "weights",
     # files
     "open_weights": "checkpoints",
     "write_weights": "checkpoints",
+    # data and networks
+    "digits_task": "data",
+    "folder_task": "data",
+    "named_task": "data",
+    "NetworkSpec": "models",
+    "initial_weights": "models",
+    "load_pretrained": "models",
     # strategies
     "fine_tuning": "strategies",
     "moving_average": "strategies",
@@ -72,6 +99,8 @@ _PLACES = {
     # training
     "Run": "runs",
     "sample_runs": "runs",
+    "MILD": "runs",
+    "EXTREME": "runs",
     "Trainer": "training",
     "Store": "store",
     "cached": "store",

@@ -13,34 +13,39 @@ from mirepoix.types import InputError, Train, Weights
 
 __all__ = ["linear_probe", "split_head", "with_head"]
 
-HEAD = "classifier."
+PREFIX = "classifier."
 
 
-def split_head(theta: Weights, head: str = HEAD) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_head(theta: Weights, *, prefix: str = PREFIX) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights of the featurizer and those of the classifier, in this order.
 
     Args:
         theta: Weights of a whole network.
-        head: What the names of the classifier begin with.
+        prefix: What the names of the classifier begin with.
 
     Raises:
         InputError: If no name begins so.
     """
-    classifier = {name: theta[name] for name in theta if name.startswith(head)}
+    classifier = {name: theta[name] for name in theta if name.startswith(prefix)}
     if not classifier:
         names = ", ".join(list(theta)[-3:])
-        raise InputError(f"split_head: no weights begin with {head!r}; the last names are {names}.")
+        raise InputError(f"split_head: no weights begin with {prefix!r}; the last names are {names}.")
     return {name: theta[name] for name in theta if name not in classifier}, classifier
 
 
-def with_head(theta: Weights, head_of: Weights, head: str = HEAD) -> dict[str, Any]:
-    """The featurizer of ``theta`` with the classifier of ``head_of``.
+def with_head(theta: Weights, head: Weights, *, prefix: str = PREFIX) -> dict[str, Any]:
+    """The featurizer of ``theta`` with the classifier of ``head``.
+
+    Args:
+        theta: Weights of a whole network.
+        head: Weights that hold the classifier: another whole network, or the classifier alone.
+        prefix: What the names of the classifier begin with.
 
     Raises:
-        InputError: If one of them has no classifier under this name.
+        InputError: If one of them has no classifier under this prefix.
     """
-    featurizer, _ = split_head(theta, head)
-    _, classifier = split_head(head_of, head)
+    featurizer, _ = split_head(theta, prefix=prefix)
+    _, classifier = split_head(head, prefix=prefix)
     return {**featurizer, **classifier}
 
 

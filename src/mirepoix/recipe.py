@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from tomlkit.exceptions import TOMLKitError
 
 from mirepoix.runs import SPACES, Run, Space
@@ -54,6 +54,13 @@ class Data(_Table):
     domain_column: str = "domain"
     label_column: str = "label"
     image_column: str | None = None
+
+    @field_validator("targets", "seeds")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(set(value)) != len(value):
+            raise ValueError("expected each entry once")
+        return value
 
 
 class NetworkTable(_Table):
@@ -266,7 +273,8 @@ def _explain(error: ValidationError) -> list[str]:
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")
         else:
-            message = problem["msg"][:1].lower() + problem["msg"][1:]
+            message = problem["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
             lines.append(f"{key}: {message}, got {problem['input']!r}")
     return list(dict.fromkeys(lines))
 

@@ -92,8 +92,8 @@ def greedy(
         InputError: Without members.
 
     References:
-        Wortsman et al. (2022), recipe 1; Ramé et al. (2022), "restricted"; the recipe printed in model
-        ratatouille says a member is kept if it "lowers" the score, which is a slip.
+        Wortsman et al. (2022), Model soups, recipe 1; Ramé et al. (2022), Diverse weight averaging, where it is
+        called "restricted".
     """
     members, _, order = _ranked(thetas, score, member_scores)
     kept: list[int] = []

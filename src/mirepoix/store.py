@@ -33,7 +33,7 @@ from mirepoix.checkpoints import file_digest, fingerprint, open_weights, read_js
 from mirepoix.runs import Run
 from mirepoix.types import Diverged, InputError, Weights
 
-__all__ = ["Store", "cached", "code_version", "environment", "key_of"]
+__all__ = ["Store", "StoredWeights", "cached", "code_version", "environment", "key_of"]
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,14 @@ class Store:
 
     Attributes:
         path: The folder; made when first written.
-        made: How many results this object has made, and not found.
+        made: Keys of the results that this object made, and did not find.
     """
 
     path: Path
     made: list[str] = field(default_factory=list, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
 
     def entry(self, kind: str, key: str) -> Path:
         """The folder of one result."""
@@ -235,13 +238,17 @@ def cached(train: Any, store: Store, *, made_of: Mapping[str, Any] | None = None
         weights, record = store.get_or_make("weights", made_of, make)
         if record["status"] == "diverged":
             raise Diverged(record["message"], record["step"])
-        return _Member(weights[run.collect], record)
+        return StoredWeights(weights[run.collect], record)
 
     return lookup
 
 
-class _Member(Mapping[str, Any]):
-    """Stored weights with the record of how they were made."""
+class StoredWeights(Mapping[str, Any]):
+    """Weights in a store: a read-only lazy mapping, with its file and the record of how it was made.
+
+    Attributes:
+        record: What the weights were made of, the checks along the run, seconds, device, library versions.
+    """
 
     def __init__(self, theta: Weights, record: dict[str, Any]) -> None:
         self._theta = theta

@@ -70,7 +70,7 @@ def average(
         {'w': tensor([3.0000, 0.5000])}
 
     References:
-        Izmailov et al. (2018), Wortsman et al. (2022), Rame et al. (2022): uniform weight averaging.
+        Izmailov et al. (2018), Wortsman et al. (2022), Ramé et al. (2022): uniform weight averaging.
     """
     return _linear(thetas, None, integers=integers, check=check)
 

@@ -93,7 +93,7 @@ def test_every_file_has_its_record(finished):
             assert fingerprint(source) == member["fingerprint"]
     job = json.loads(Path("out/job.json").read_text())
     assert job["status"] == "finished"
-    assert job["trained_now"] > 0
+    assert job["made_now"] > 0
 
 
 def test_nothing_temporary_is_left_and_all_lies_under_out(finished):
@@ -111,7 +111,7 @@ def test_again_trains_nothing_and_gives_the_same_bytes(finished):
         call("run", "recipe/small.toml", "--data", "images", "--out", "out", "--set", "members=3").code == 0
     )
     assert contents() == before
-    assert json.loads(Path("out/job.json").read_text())["trained_now"] == 0
+    assert json.loads(Path("out/job.json").read_text())["made_now"] == 0
 
 
 def test_a_shared_store_serves_another_job(finished):
@@ -121,7 +121,7 @@ def test_a_shared_store_serves_another_job(finished):
     trained = list(Path("out/store/weights").iterdir())
     assert len(trained) == 3 * (3 + 1)  # three targets, three runs and a probe
     assert not Path("other/store").exists()
-    assert job["trained_now"] == 3 * 2  # predictions of the new WiSE weights, on validation and test
+    assert job["made_now"] == 3 * 2  # predictions of the new WiSE weights, on validation and test
     theta = open_weights("other/soups/a/wise.safetensors")
     assert theta["classifier.bias"].isfinite().all()
 

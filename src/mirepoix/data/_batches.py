@@ -125,7 +125,8 @@ def _prefetch(make: Callable[[int], Value], steps: Iterable[int], depth: int) ->
     finally:
         stop.set()
         free.release()
-        thread.join()
+        if threading.current_thread() is not thread:  # it is when the collector drops the iterator from there
+            thread.join()
 
 
 def _raise(error: BaseException) -> Value:  # type: ignore[type-var]

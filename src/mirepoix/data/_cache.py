@@ -23,9 +23,8 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
 
-from mirepoix.data._decode import Picture, decode, picture_size, stored_extent
+from mirepoix.data._decode import Picture, decode, picture_size, reason, stored_extent
 from mirepoix.data._images import ArrayImages, Images, IntArray, StreamedImages
 from mirepoix.data._task import digest_of
 from mirepoix.types import InputError
@@ -162,7 +161,7 @@ class _Reader:
                     data = file.read()
                 pixels = decode(BytesIO(data), extent)
             except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-                return _reason(error)
+                return reason(error)
             if array is not None:
                 array[number] = pixels
             return hashlib.sha256(data).digest()
@@ -304,13 +303,6 @@ class _Cache:
         _remove(place)  # a damaged one; an intact one would have been found
         workplace.rename(place)
         _sync(self.folder)
-
-
-def _reason(error: Exception) -> str:
-    """Why a picture cannot be read, on one line and the same in every run."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture Pillow knows"  # Pillow's own words end in the address of an object
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _manifest(contents: _Contents) -> dict[str, Any]:

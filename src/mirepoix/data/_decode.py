@@ -12,9 +12,9 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-__all__ = ["FilePicture", "Picture", "decode", "picture_size", "stored_extent"]
+__all__ = ["FilePicture", "Picture", "decode", "picture_size", "reason", "stored_extent"]
 
 
 class Picture(Protocol):
@@ -58,6 +58,13 @@ def decode(file: BinaryIO, extent: tuple[int, int]) -> NDArray[np.uint8]:
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(rgb).transpose(2, 0, 1)  # (3, height, width)
+
+
+def reason(error: Exception) -> str:
+    """Why a picture cannot be read, on one line and the same in every run."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture Pillow knows"  # Pillow's own words end in the address of an object
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def stored_extent(sizes: set[tuple[int, int]], size: int) -> tuple[int, int]:

@@ -205,9 +205,13 @@ def _ignored(name: str) -> bool:
 
 
 def _key(root: Path, files: Sequence[Path]) -> str:
-    """Stands for the files as they are: another time of change or size is another key."""
+    """Stands for the files as they are: another place, time of change or size is another key.
+
+    Without the place, two unpacked archives whose files share names, sizes and times would be confused.
+    """
     stats = ((file, file.stat()) for file in files)
     return digest_of(
         "files",
+        str(root.resolve()),
         *((file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file, stat in stats),
     )

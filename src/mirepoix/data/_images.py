@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mirepoix.data._decode import Picture, decode
+from mirepoix.data._decode import Picture, decode, reason
 from mirepoix.types import InputError
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class StreamedImages:
                     pixels[row] = decode(file, self._extent)
             except Exception as error:
                 raise InputError(
-                    f"expected to read {picture} again, got {type(error).__name__}: {error}. The file was "
-                    f"readable when the task was opened; restore it, or open the task again."
+                    f"expected to read {picture} again, got {reason(error)}. The file was readable "
+                    f"when the task was opened; restore it, or open the task again."
                 ) from error
 
         with ThreadPoolExecutor(self._workers) as pool:

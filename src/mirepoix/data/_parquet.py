@@ -153,7 +153,7 @@ def _table(source: str | Path, domain_column: str | None, cache_dir: Path | None
     if not files:
         return table, None
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return table, digest_of("parquet", *stats)
+    return table, digest_of("parquet", str(path.resolve()), *stats)
 
 
 def _encoded(table: Any, column: str) -> tuple[Any, bool]:

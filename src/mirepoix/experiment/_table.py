@@ -16,7 +16,7 @@ from mirepoix.runs import Run
 from mirepoix.strategies import diwa, fine_tuning, moving_average, wise
 
 if TYPE_CHECKING:
-    from mirepoix.experiment._run import Outcome
+    from mirepoix.experiment._outcome import Outcome
 
 __all__ = ["build_report"]
 

@@ -32,6 +32,8 @@ def build_task(
                 f"--data {folder}: the recipe's dataset is 'digits', which is built in and reads no folder. "
                 "Use a recipe with data.dataset = 'folder', or leave --data out."
             )
+        if table.augmentation not in (None, "none"):
+            raise InputError("data.augmentation: the built-in digits have none; leave it out.")
         return room.digits_task(size=table.size or 16)
     if folder is None:
         raise InputError(

@@ -323,11 +323,14 @@ class _Fitting:
 def _deterministic(device: torch.device) -> Iterator[None]:
     """Choose deterministic kernels, and give the global generators back as they were."""
     devices = [device] if device.type != "cpu" else []
-    with (
-        torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-    ):
-        yield
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        cudnn.deterministic, cudnn.benchmark = True, False
+        try:
+            yield
+        finally:
+            cudnn.deterministic, cudnn.benchmark = before
 
 
 def _seed(device: torch.device, seed: int) -> None:

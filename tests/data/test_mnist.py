@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mirepoix.data import Task, Transform, colored_mnist, named_task, rotated_mnist
+from mirepoix.types import InputError
+
+TRAIN, TEST = 900, 300
+
+
+def idx(values: np.ndarray) -> bytes:
+    lengths = b"".join(length.to_bytes(4, "big") for length in values.shape)
+    return bytes([0, 0, 8, values.ndim]) + lengths + values.tobytes()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Small files in MNIST's format; each image carries its number in its first three pixels."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count, start in (("train", TRAIN, 0), ("t10k", TEST, TRAIN)):
+        images = random.integers(1, 256, (count, 28, 28), dtype=np.uint8)
+        number = np.arange(start, start + count)
+        images[:, 0, 0], images[:, 0, 1] = number % 250, number // 250
+        labels = (number % 10).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return folder
+
+
+def pixels(task: Task, domain: int) -> np.ndarray:
+    return task.domains[domain].images.read(np.arange(len(task.domains[domain]))).numpy()
+
+
+def test_rotated_deals_each_digit_to_one_domain(raw: Path) -> None:
+    task = rotated_mnist(raw)
+    assert task.domain_names == ("0", "15", "30", "45", "60", "75")
+    assert [len(domain) for domain in task.domains] == [200] * 6
+    assert task.transform == Transform(28, normalise=False, augmentation="none")
+    upright = pixels(task, 0)
+    assert upright.shape == (200, 1, 28, 28)
+    number = upright[:, 0, 0, 0].astype(int) + 250 * upright[:, 0, 0, 1].astype(int)
+    assert (task.domains[0].labels == number % 10).all()
+    assert len(set(number)) == 200
+    assert number.max() >= TRAIN > number.min()
+
+
+def test_colour_hides_in_one_of_two_channels_and_agrees_as_often_as_named(raw: Path) -> None:
+    task = colored_mnist(raw)
+    assert task.domain_names == ("+90%", "+80%", "-90%")
+    assert len(task.classes) == 2
+    for domain, disagreement in enumerate((0.1, 0.2, 0.9)):
+        images, labels = pixels(task, domain), task.domains[domain].labels
+        assert images.shape == (400, 2, 28, 28)
+        filled = images.any(axis=(2, 3))
+        assert (filled.sum(axis=1) == 1).all()
+        colour = filled[:, 1].astype(int)
+        grey = images.sum(axis=1)
+        digit = (grey[:, 0, 0].astype(int) + 250 * grey[:, 0, 1]) % 10
+        for rate, differs in ((disagreement, colour != labels), (0.25, (digit < 5) != labels)):
+            assert abs(differs.mean() - rate) < 4 * (rate * (1 - rate) / 400) ** 0.5
+
+
+@pytest.mark.parametrize("make", [colored_mnist, rotated_mnist])
+def test_the_data_seed_and_nothing_else_decides(make, raw: Path) -> None:  # type: ignore[no-untyped-def]
+    task = make(raw)
+    np.random.default_rng().random()
+    assert make(raw.parent.parent).digest == make(raw.parent).digest == task.digest
+    assert make(raw, data_seed=1).digest != task.digest
+    assert named_task(make(raw).name, raw, data_seed=1).digest == make(raw, data_seed=1).digest
+
+
+def test_missing_files_are_named(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte, gzipped or not, in .*/nowhere/MNIST/raw"):
+        rotated_mnist(tmp_path / "nowhere")
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(InputError, match=r"expected t10k-labels-idx1-ubyte, gzipped or not, got none"):
+        rotated_mnist(raw)
+
+
+def test_damaged_files_are_named(raw: Path) -> None:
+    zipped = raw / "t10k-labels-idx1-ubyte.gz"
+    whole = zipped.read_bytes()
+    for damaged in (whole[:-20], b"text", whole[:15] + bytes(10) + whole[25:]):
+        zipped.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte\.gz: expected a gzipped idx file, got"):
+            colored_mnist(raw)
+    zipped.write_bytes(whole)
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"expected an idx file of bytes with 3 axes, got 705615 bytes"):
+        colored_mnist(raw)
+
+
+def test_images_and_labels_must_pair(raw: Path) -> None:
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(7, dtype=np.uint8)))
+    with pytest.raises(InputError, match=r"got 900 images and 7 labels in train"):
+        colored_mnist(raw)
+
+
+@pytest.mark.shared
+def test_the_real_digits_have_the_published_sizes(shared: Path) -> None:
+    rotated, colored = rotated_mnist(shared / "data"), colored_mnist(shared / "data")
+    assert [len(domain) for domain in rotated.domains] == [11667] * 4 + [11666] * 2
+    assert [len(domain) for domain in colored.domains] == [23334, 23333, 23333]
+    assert rotated.notes == colored.notes == ()
