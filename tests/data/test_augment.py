@@ -169,7 +169,7 @@ def test_rates_ranges_and_orders_are_those_of_the_protocol() -> None:
 
 
 def test_augmented_pixels_are_distributed_like_torchvisions() -> None:
-    count, size = 1500, 8
+    count, size = 600, 8
     image = (pictures(1, 16, 20, seed=5) ** 2 * 255).to(torch.uint8)
     pipeline = transforms.Compose(
         [

@@ -16,7 +16,8 @@ from mirepoix.data import Task, folder_task
 from mirepoix.data import _cache as cache
 from mirepoix.data._cache import Loading
 from mirepoix.types import InputError
-from tests.data.conftest import MakeFolder
+
+MakeFolder = Callable[..., Path]
 
 
 @pytest.fixture
@@ -60,7 +61,9 @@ def the_manifest(folder: Path) -> Path:
     return manifest
 
 
-def test_a_second_call_decodes_nothing(make_folder: MakeFolder, tmp_path: Path, decoded: list[object]) -> None:
+def test_a_second_call_decodes_nothing(
+    make_folder: MakeFolder, tmp_path: Path, decoded: list[object]
+) -> None:
     root, kept = make_folder(), tmp_path / "deep" / "cache"
     first = folder_task(root, size=8, cache_dir=kept)
     assert len(decoded) == 20
@@ -90,7 +93,9 @@ def test_a_changed_file_is_read_again(make_folder: MakeFolder, tmp_path: Path, d
     assert second.domains[0].images.read(np.array([0]))[0, :, 4, 4].tolist() == [1, 2, 3]
 
 
-def test_folders_alike_in_names_sizes_and_times_are_not_confused(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_folders_alike_in_names_sizes_and_times_are_not_confused(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
     one, other = (make_folder(name, extension="bmp") for name in ("one", "other"))
     Image.new("RGB", (10, 12), (1, 2, 3)).save(other / "clay" / "cat" / "0.bmp")
     for root in (one, other):
@@ -192,6 +197,8 @@ def test_too_small_a_budget_streams_the_same_pixels(
     assert same(folder_task(root, size=8, **small), whole)
     assert len(decoded) == read
     assert same(folder_task(root, size=8, memory_budget=0), whole)
+    assert same(folder_task(root, size=8, cache_dir=kept), whole)  # with room again
+    assert entries(kept) == [".json", "pixels"]
 
 
 @pytest.mark.parametrize("budget", [0, 2**20])
@@ -243,7 +250,9 @@ def test_a_full_disk_is_an_error_that_names_the_room_needed(
     monkeypatch.setattr(os, "posix_fallocate", full)
     place = tmp_path / "images.tmp-1"
     place.mkdir()
-    with pytest.raises(InputError, match=f"room for {said} of decoded images in .*, got No space left") as caught:
+    with pytest.raises(
+        InputError, match=f"room for {said} of decoded images in .*, got No space left"
+    ) as caught:
         cache._mapped(place / "images.u8", (size,))
     assert "--store" in str(caught.value)
     assert "cache_dir" in str(caught.value)
@@ -263,7 +272,7 @@ def test_a_full_disk_leaves_nothing_behind(
 
 def test_a_cache_that_is_a_file_is_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(InputError, match="cache_dir: expected a folder that can be written, got .*cache"):
+    with pytest.raises(InputError, match=r"cache_dir: expected a folder that can be written, got .*--store"):
         folder_task(make_folder(), size=8, cache_dir=tmp_path / "cache")
 
 

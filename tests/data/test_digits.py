@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 from mirepoix.data import Task, digits_pretraining_task, digits_task
 from mirepoix.data._digits import _half
@@ -50,6 +51,23 @@ def test_labels_belong_to_their_images() -> None:
     for pretraining in (False, True):
         images, labels = _half(8, pretraining=pretraining)
         assert [known[image.tobytes()] for image in images] == labels.tolist()
+
+
+def test_equal_images_stay_on_one_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(3 * 100) % 100  # each of a hundred images three times
+    twice = Bunch(data=digits.data[order], images=digits.images[order], target=digits.target[order])
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: twice)
+    ours, theirs = originals(pretraining=False), originals(pretraining=True)
+    assert (len(ours), len(theirs)) == (150, 150)
+    assert not set(ours) & set(theirs)
+
+
+def test_the_task_is_the_same_in_every_version() -> None:
+    first, last = digits_task().domains[0], digits_task().domains[-1]
+    assert (len(first), len(last)) == (150, 149)
+    assert first.labels[:12].tolist() == [2, 7, 0, 1, 3, 5, 9, 9, 5, 0, 0, 6]
+    assert last.labels[-12:].tolist() == [3, 1, 5, 3, 8, 2, 8, 3, 0, 8, 7, 4]
 
 
 def test_rotation_is_counter_clockwise() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 
 from mirepoix.data import Task, folder_task
 from mirepoix.types import InputError
-from tests.data.conftest import MakeFolder
+
+MakeFolder = Callable[..., Path]
 
 
 def pixels(task: Task, domain: int) -> np.ndarray:
@@ -18,7 +20,9 @@ def pixels(task: Task, domain: int) -> np.ndarray:
     return images.read(np.arange(len(images))).numpy()
 
 
-def save(path: Path, value: int | tuple[int, ...] = 7, mode: str = "RGB", size: tuple[int, int] = (10, 12)) -> None:
+def save(
+    path: Path, value: int | tuple[int, ...] = 7, mode: str = "RGB", size: tuple[int, int] = (10, 12)
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value).save(path)
 
@@ -47,7 +51,8 @@ def test_pictures_are_in_the_references_order(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 
     listed = ImageFolder(str(tmp_path / "one")).samples
-    expected = [names.index(Path(file).relative_to(tmp_path / "one" / "xy"[label]).as_posix()) for file, label in listed]
+    folders = [tmp_path / "one" / label for label in "xy"]
+    expected = [names.index(Path(file).relative_to(folders[label]).as_posix()) for file, label in listed]
     task = folder_task(tmp_path, size=8)
     assert pixels(task, 0)[:, 0, 0, 0].tolist() == expected
     assert task.domains[0].labels.tolist() == [label for _, label in listed]
@@ -66,7 +71,9 @@ def test_domains_can_be_chosen_and_the_task_named(make_folder: MakeFolder) -> No
     root = make_folder(domains=("a", "b", "c"), per_class=1)
     task = folder_task(root, name="two", size=8, augmentation="none", domains=("c", "a"))
     assert (task.name, task.domain_names, task.transform.augmentation) == ("two", ("a", "c"), "none")
-    with pytest.raises(InputError, match=r"folder of domain 'bb', got none\. Did you mean 'b'\? Domains: a, b, c\."):
+    with pytest.raises(
+        InputError, match=r"folder of domain 'bb', got none\. Did you mean 'b'\? Domains: a, b, c\."
+    ):
         folder_task(root, domains=("a", "bb"))
     with pytest.raises(InputError, match=r"at least 2 domains, .* got 1: b\."):
         folder_task(root, domains=("b",))
@@ -106,7 +113,14 @@ def test_all_domains_without_pictures_are_named(make_folder: MakeFolder) -> None
 def test_hidden_files_and_litter_are_ignored_and_others_counted(make_folder: MakeFolder) -> None:
     root = make_folder(per_class=2)
     before = folder_task(root, size=8)
-    for ignored in (".DS_Store", "Thumbs.db", "desktop.ini", ".thumbs/1.png", "clay/.git/1.png", "clay/cat/.1.png"):
+    for ignored in (
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        ".thumbs/1.png",
+        "clay/.git/1.png",
+        "clay/cat/.1.png",
+    ):
         save(root / f"{ignored}.png")
         (root / f"{ignored}.png").rename(root / ignored)
     shutil.copy(root / "Thumbs.db", root / "clay" / "cat" / "Thumbs.db")
@@ -148,7 +162,8 @@ def test_all_unreadable_pictures_are_listed_at_once(make_folder: MakeFolder) -> 
         folder_task(root, size=8, workers=3)
     first, *lines, last = str(caught.value).splitlines()
     assert first == "5 of 25 pictures cannot be read:"
-    assert [line.startswith(f"  {root / start}") for line, start in zip(lines, expected, strict=True)] == [True] * 5
+    assert len(lines) == 5
+    assert all(line.startswith(f"  {root / start}") for line, start in zip(lines, expected, strict=True))
     assert "--skip-unreadable" in last
     assert "skip_unreadable=True" in last
     assert " object at 0x" not in str(caught.value)
@@ -180,7 +195,9 @@ def test_a_domain_of_unreadable_pictures_is_refused(make_folder: MakeFolder) -> 
     root = make_folder(per_class=1)
     for file in (root / "clay").rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(InputError, match="domain 'clay' of things: expected pictures, got none that can be read"):
+    with pytest.raises(
+        InputError, match="domain 'clay' of things: expected pictures, got none that can be read"
+    ):
         folder_task(root, size=8, skip_unreadable=True)
 
 

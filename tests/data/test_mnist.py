@@ -48,6 +48,35 @@ def test_rotated_deals_each_digit_to_one_domain(raw: Path) -> None:
     assert (task.domains[0].labels == number % 10).all()
     assert len(set(number)) == 200
     assert number.max() >= TRAIN > number.min()
+    assert (upright[:, 0] == originals(raw)[number]).all()
+
+
+def originals(raw: Path) -> np.ndarray:
+    files = [raw / f"{part}-images-idx3-ubyte" for part in ("train", "t10k")]
+    return np.concatenate(
+        [np.frombuffer(file.read_bytes()[16:], np.uint8).reshape(-1, 28, 28) for file in files]
+    )
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_each_domain_is_turned_counter_clockwise_by_its_name(number: int, raw: Path) -> None:
+    images = np.zeros((TRAIN, 28, 28), dtype=np.uint8)
+    images[:, 12:16, 20:24] = 200  # to the right of the centre
+    (raw / "train-images-idx3-ubyte").write_bytes(idx(images))
+    (raw / "t10k-images-idx3-ubyte").write_bytes(idx(images[:TEST]))
+    task = rotated_mnist(raw, data_seed=3)
+    mass = pixels(task, number)[:, 0].astype(float)
+    right = (mass.sum(axis=1) @ (np.arange(28) - 13.5)) / mass.sum(axis=(1, 2))
+    up = (mass.sum(axis=2) @ (13.5 - np.arange(28))) / mass.sum(axis=(1, 2))
+    angle = np.degrees(np.arctan2(up, right))
+    assert np.abs(angle - int(task.domain_names[number])).max() < 1
+    assert np.abs(np.hypot(right, up) - 8).max() < 0.1
+
+
+def test_colours_share_out_the_digits(raw: Path) -> None:
+    task = colored_mnist(raw, data_seed=2)
+    seen = np.concatenate([pixels(task, domain).max(axis=1) for domain in range(3)])
+    assert sorted(image.tobytes() for image in seen) == sorted(image.tobytes() for image in originals(raw))
 
 
 def test_colour_hides_in_one_of_two_channels_and_agrees_as_often_as_named(raw: Path) -> None:

@@ -74,6 +74,16 @@ def test_a_folder_is_one_table_or_one_domain_per_file(tmp_path: Path, cache: Pat
     assert reds(apart) == [[0, 10, 20, 30, 40, 50]] * 2
 
 
+def test_files_of_one_name_in_two_folders_are_two_domains(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "tables"
+    for name in ("new", "old"):
+        (folder / name).mkdir(parents=True)
+        write(folder / name / "0.parquet", label=["cat", "dog"] * 3)
+    task = parquet_task(folder, domain_column=None, size=4, cache_dir=cache)
+    assert task.domain_names == ("new/0", "old/0")
+    assert reds(task) == [[0, 10, 20, 30, 40, 50]] * 2
+
+
 def test_chosen_domains_streaming_and_augmentation(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "t.parquet", style=["c", "a", "b"] * 2)
     task = parquet_task(
@@ -90,9 +100,10 @@ def test_chosen_domains_streaming_and_augmentation(tmp_path: Path, cache: Path) 
     assert reds(task) == [[10, 40], [0, 30]]
 
 
-def test_the_cache_gives_the_same_task(tmp_path: Path, cache: Path) -> None:
+def test_the_cache_gives_the_same_task(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "t.parquet")
     first = parquet_task(path, domain_column="style", size=4, cache_dir=cache)
+    monkeypatch.setattr("mirepoix.data._cache.decode", None)  # nothing is decoded again
     second = parquet_task(path, domain_column="style", size=4, cache_dir=cache)
     assert first.digest == second.digest
     assert reds(first) == reds(second)
@@ -121,10 +132,25 @@ def test_errors_name_the_column_the_domain_and_the_row(tmp_path: Path, cache: Pa
     refuse(r"text\.parquet, which could not be read", path=tmp_path / "text.parquet")
     holes = write(tmp_path / "holes.parquet", label=["cat", None, "dog", "cat", None, "dog"])
     refuse(r"got none in 2 rows, such as row 1", path=holes)
+    nowhere = write(tmp_path / "nowhere.parquet", style=["ink", None, "clay", "ink", None, "clay"])
+    refuse(r"a domain in column 'style' of every row, got none in 2 rows, such as row 1", path=nowhere)
     same = write(tmp_path / "same.parquet", label=["cat"] * 6)
     refuse(r"expected at least 2 classes, got 1: cat", path=same)
     broken = write(tmp_path / "broken.parquet", image=[encoded(0)] * 5 + [b"text"])
     refuse(r"1 of 6 pictures cannot be read:\n  row 5 of column 'image' \(", path=broken)
+
+
+def test_rows_without_a_picture_can_be_left_out(tmp_path: Path, cache: Path) -> None:
+    path = write(
+        tmp_path / "t.parquet", image=[encoded(0), None, encoded(20), b"text", encoded(40), encoded(50)]
+    )
+    task = parquet_task(path, domain_column="style", size=4, cache_dir=cache, skip_unreadable=True)
+    assert reds(task) == [[50], [0, 20, 40]]
+    assert [domain.labels.tolist() for domain in task.domains] == [[0], [1, 0, 1]]
+    assert (
+        "2 unreadable: row 1 of column 'image' (ValueError: the row holds no picture); row 3"
+        in task.notes[-1]
+    )
 
 
 def test_a_missing_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

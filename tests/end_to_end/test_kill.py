@@ -92,9 +92,9 @@ def test_a_small_job_killed_at_a_few_moments_ends_in_the_same_bits():
     small = [
         "members=2",
         'data.targets=["rotated_0"]',
-        "run.steps=40",
-        "pretraining.steps=60",
-        "loop.save_every=0.0",
+        "run.steps=30",
+        "pretraining.steps=40",
+        "loop.save_every=0.1",
     ]
     arguments = [word for change in small for word in ("--set", change)]
     print(run_with_kills(arguments, kills=3, seed=1, shortest=4.0, longest=9.0))

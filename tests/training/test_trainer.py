@@ -62,7 +62,7 @@ def slow_training(theta, split, run):
 
 def test_the_loop_is_the_plain_loop(theta, split):
     iterates, scores = slow_training(theta, split, RUN)
-    fit = Trainer(tiny_network()).fit(theta, split, RUN)
+    fit = Trainer(tiny_network(), loop=Loop(device="cpu")).fit(theta, split, RUN)
     for name, last in iterates[-1].items():
         torch.testing.assert_close(fit.weights["last"][name], last, rtol=1e-6, atol=1e-7)
     assert {check["step"]: check["score"] for check in fit.record["checks"]} == pytest.approx(dict(scores))

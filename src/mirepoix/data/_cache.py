@@ -241,7 +241,8 @@ class _Cache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"cache_dir: expected a folder that can be written, got {folder} ({error}). Name another one."
+                f"cache_dir: expected a folder that can be written, got {folder} ({error}). Name another one: "
+                f"--store on the command line, cache_dir in the library."
             ) from error
 
     def find_or_make(self, reader: _Reader, report: Progress) -> tuple[_Contents, NDArray[np.uint8] | None]:

@@ -67,7 +67,14 @@ def parquet_task(
                 f"Columns: {', '.join(column for column in columns if column != SPLIT)}."
             )
     table, picture_of = _encoded(table, image_column)
-    places = np.array([str(value) for value in table[domain_column]])
+    homes = list(table[domain_column])
+    if None in homes:
+        raise InputError(
+            f"{source}: expected a domain in column {domain_column!r} of every row, got none in "
+            f"{homes.count(None)} rows, such as row {homes.index(None)}. Remove them, or name another "
+            f"domain_column."
+        )
+    places = np.array([str(value) for value in homes])
     known = sorted(set(places.tolist()))
     for domain in domains if domains is not None else ():
         if domain not in known:
@@ -130,7 +137,8 @@ def _table(source: str | Path, domain_column: str | None, cache_dir: Path | None
         raise InputError(f"expected Parquet files in {path}, got none. Check the path.")
     try:
         if files and domain_column is None:
-            by_file = {file.stem: str(file) for file in files}
+            folder = path if path.is_dir() else path.parent
+            by_file = {file.relative_to(folder).with_suffix("").as_posix(): str(file) for file in files}
             parts = {
                 stem: datasets.load_dataset("parquet", data_files=file, split="train", cache_dir=where)
                 for stem, file in by_file.items()
