@@ -41,7 +41,7 @@ def parquet_task(
     Args:
         source: A Parquet file, a folder of them, or the name of a dataset on the hub.
         domain_column: Column that names the domain of a row; ``None`` makes each split of the dataset (or
-            each file) a domain.
+            each file, by its path in the folder without the extension) a domain.
         label_column: Column of the class: a number or a name.
         image_column: Column of the encoded pictures; by default ``image`` or ``img``.
         name: Of the task; that of the source by default.
@@ -52,8 +52,8 @@ def parquet_task(
             keeps them.
 
     Raises:
-        InputError: For a missing library, source or column, fewer than two domains or classes, or unreadable
-            pictures.
+        InputError: For a missing library, source or column, rows without a domain or a class, fewer than two
+            domains or classes, or unreadable pictures.
     """
     transform = Transform(size, augmentation=augmentation)
     table, key = _table(source, domain_column, loading.get("cache_dir"))
