@@ -157,3 +157,24 @@ def test_dropping_the_iterator_stops_the_thread() -> None:
 def test_prefetch_refuses_a_depth_of_nothing() -> None:
     with pytest.raises(InputError, match="depth: expected at least 1 value ahead, got 0"):
         prefetch(lambda step: step, range(3), depth=0)
+
+
+def test_drawing_ahead_leaves_the_threads_of_the_caller_alone():
+    before = torch.get_num_threads()
+    seen = []
+
+    def make(step):
+        seen.append(torch.get_num_threads())
+        return step
+
+    wanted = before + 1
+    torch.set_num_threads(wanted)
+    try:
+        iterator = prefetch(make, range(3))
+        assert next(iterator) == 0
+        assert torch.get_num_threads() == wanted
+        assert list(iterator) == [1, 2]
+        assert torch.get_num_threads() == wanted
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 1]

@@ -101,8 +101,15 @@ def _prefetch(make: Callable[[int], Value], steps: Iterable[int], depth: int) ->
     ready: queue.SimpleQueue[Callable[[], Value] | None] = queue.SimpleQueue()
     free = threading.Semaphore(depth)
     stop = threading.Event()
+    threads, settled = torch.get_num_threads(), threading.Event()
 
     def work() -> None:
+        # Operations on one image are too short to share: waiting for a second thread costs more than it saves,
+        # and takes the processor from the training. Asking first initialises this thread, which would
+        # otherwise undo the setting.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        settled.set()
         try:
             for step in steps:
                 free.acquire()
@@ -118,6 +125,8 @@ def _prefetch(make: Callable[[int], Value], steps: Iterable[int], depth: int) ->
     # A daemon, so that a program that ends in the middle of an iteration does not wait for it.
     thread = threading.Thread(target=work, name="mirepoix-prefetch", daemon=True)
     thread.start()
+    settled.wait()
+    torch.set_num_threads(threads)  # also what threads that start later begin with
     try:
         while (result := ready.get()) is not None:
             yield result()
