@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -42,14 +43,14 @@ class Data(_Table):
     """Side of the images that the network sees, in pixels."""
     augmentation: Literal["domainbed", "none"] | None = None
     """Of training images: ``domainbed`` unless the dataset has none."""
-    targets: Literal["all"] | list[str] = "all"
+    targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     """Domains to leave out, one at a time."""
     seeds: Annotated[list[Natural], Field(min_length=1)] = [0]
     """Data seeds: other splits into training and validation, and other configurations."""
     holdout: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
     """Share of every source domain that is kept for ID validation."""
     skip_unreadable: Flag = False
-    memory_budget: Annotated[float, Field(strict=True, gt=0)] = 4.0
+    memory_budget: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 4.0
     """GiB of decoded images kept in the cache; more than that is decoded again and again."""
     domain_column: str = "domain"
     label_column: str = "label"
@@ -100,10 +101,10 @@ class SpaceTable(_Table):
     """What varies between the runs: a published space, or lists of values to choose from."""
 
     preset: Literal["mild", "extreme", "extreme-small"] | None = None
-    learning_rate: list[Number] | None = None
-    weight_decay: list[Number] | None = None
-    dropout: list[Number] | None = None
-    batch_size: list[Count] | None = None
+    learning_rate: Annotated[list[Number], Field(min_length=1)] | None = None
+    weight_decay: Annotated[list[Number], Field(min_length=1)] | None = None
+    dropout: Annotated[list[Number], Field(min_length=1)] | None = None
+    batch_size: Annotated[list[Count], Field(min_length=1)] | None = None
 
     def space(self) -> Space:
         """The distributions, with the names DomainBed seeds them with."""
@@ -131,7 +132,7 @@ class LoopTable(_Table):
     channels_last: Flag = False
     compile: Flag = False
     save_every: Annotated[float, Field(strict=True, ge=0)] = 30.0
-    threads: Natural = 0
+    threads: Annotated[int, Field(strict=True, ge=0, le=1024)] = 0
     """Threads of the processor; 0 leaves the choice to torch."""
 
 
@@ -174,7 +175,34 @@ class Recipe(_Table):
         """The configuration of the probe: run 0's, changed where the probe's table says so."""
         if self.shared_head or self.probe is None:
             return None
-        return self.probe.over(self.base_run())
+        return self.probe.over(self.base_run().with_(classifier_steps=0))
+
+    def pretraining_run(self) -> Run | None:
+        """The configuration of the pre-training: run 0's, changed where its table says so."""
+        if self.pretraining is None:
+            return None
+        return self.pretraining.over(self.base_run().with_(classifier_steps=0))
+
+    def check_runs(self) -> None:
+        """Try every configuration that the recipe can lead to.
+
+        Raises:
+            InputError: Naming the table and the field of a value that no run can have.
+        """
+        base = self.base_run()
+        _blame("probe", self.probe_run)
+        _blame("pretraining", self.pretraining_run)
+        for field, values in self.space.model_dump(exclude_none=True, exclude={"preset"}).items():
+            for value in values:
+                _blame("space", partial(base.with_, **{field: value}))
+
+
+def _blame(table: str, make: Callable[[], Any]) -> None:
+    """Let an error about ``run.<field>`` name the table that the value stands in."""
+    try:
+        make()
+    except InputError as error:
+        raise InputError(str(error).replace("run.", f"{table}.", 1)) from None
 
 
 def recipes_folder() -> Path:
@@ -212,8 +240,7 @@ def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -
         _set(values, change)
     try:
         parsed = Recipe.model_validate(values)
-        parsed.base_run()
-        parsed.probe_run()
+        parsed.check_runs()
     except ValidationError as error:
         raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
     except InputError as error:

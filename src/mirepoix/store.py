@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,13 +92,9 @@ class Store:
         return self.path / kind / key
 
     def find(self, kind: str, key: str) -> Result | None:
-        """A finished result, every file of it verified; a damaged one is set aside and not returned."""
+        """A finished result, every file of it verified; a damaged one is not returned."""
         entry = self.entry(kind, key)
-        if not (entry / "record.json").is_file():
-            return None
-        problem = _damage(entry)
-        if problem:
-            self._set_aside(entry, problem)
+        if not (entry / "record.json").is_file() or _damage(entry):
             return None
         record = read_json(entry / "record.json")
         return {Path(name).stem: open_weights(entry / name) for name in record["files"]}, record
@@ -111,16 +108,20 @@ class Store:
             make: Makes it; gets the folder where an unfinished result may keep its state.
         """
         key = key_of(made_of)
-        found = self.find(kind, key)
-        if found:
-            return found
         entry = self.entry(kind, key)
+        found = self.find(kind, key)
+        # A process killed just after it finished leaves its state, which the lock's holder removes.
+        if found and not (entry / "state.bin").exists():
+            return found
         entry.mkdir(parents=True, exist_ok=True)
         with _locked(entry):
             found = self.find(kind, key)  # another process may have made it while we waited
             if found:
+                _remove_leftovers(entry)
                 return found
-            _remove_leftovers(entry)
+            if (entry / "record.json").is_file():  # we hold the lock: nobody else judges it or moves it
+                self._set_aside(entry, _damage(entry) or "it cannot be read")
+            _remove_leftovers(entry, but="state.bin")
             weights, record = make(entry)
             files = {f"{name}.safetensors": theta for name, theta in weights.items()}
             record = {
@@ -130,8 +131,9 @@ class Store:
                 "files": {name: write_weights(entry / name, theta) for name, theta in files.items()},
                 "environment": environment(),
             }
+            record["sha256"] = key_of(record)
             write_json(entry / "record.json", record)
-            (entry / "state.bin").unlink(missing_ok=True)
+            _remove_leftovers(entry)
             self.made.append(key)
         result = self.find(kind, key)
         if result is None:
@@ -141,10 +143,9 @@ class Store:
     def _set_aside(self, entry: Path, problem: str) -> None:
         damaged = self.path / "damaged"
         damaged.mkdir(exist_ok=True)
-        number = sum(1 for other in damaged.iterdir() if other.name.startswith(entry.name))
-        target = damaged / f"{entry.name}-{number}"
-        target.mkdir()
-        for file in entry.iterdir():
+        target = Path(tempfile.mkdtemp(prefix=f"{entry.name}-", dir=damaged))
+        # The record first: without it, what remains is no result.
+        for file in sorted(entry.iterdir(), key=lambda file: file.name != "record.json"):
             if file.name != "lock":
                 file.rename(target / file.name)
         log.warning("a stored result is damaged (%s); it is set aside in %s and made again.", problem, target)
@@ -154,18 +155,22 @@ def _damage(entry: Path) -> str | None:
     """What is wrong with a finished result, or None."""
     try:
         record = read_json(entry / "record.json")
+        sealed = record.pop("sha256")
+        if key_of(record) != sealed or key_of(record["made_of"]) != entry.name:
+            return "record.json is not the file that was written"
         for name, digest in record["files"].items():
             if file_digest(entry / name) != digest:
                 return f"{name} is not the file that was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return str(error)
+        return str(error) or type(error).__name__
     return None
 
 
-def _remove_leftovers(entry: Path) -> None:
-    """Temporary files of a process that was killed; we hold the lock, so nobody is writing them."""
-    for file in entry.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
+def _remove_leftovers(entry: Path, but: str = "") -> None:
+    """What a process that was killed left, or our own state; we hold the lock, so nobody is writing."""
+    for file in (*entry.glob(".*.tmp"), entry / "state.bin"):
+        if file.name != but:
+            file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -260,6 +260,75 @@ def test_results_of_another_recipe_are_not_overwritten(cli, small, images):
     assert Path("out/report.html").read_text() == before
 
 
+def test_results_for_other_images_are_not_overwritten(cli, small, images, tmp_path):
+    assert cli("run", small, "--data", images, "--target", "a", "--out", "out").code == 0
+    before = Path("out/report.html").read_text()
+    other = make_folder(tmp_path / "other", images=9)
+    result = cli("run", small, "--data", other, "--target", "a", "--out", "out")
+    refused(result, "finished results of another recipe (images was", "--store")
+    assert Path("out/report.html").read_text() == before
+
+
+def test_an_unfinished_job_gives_way_and_leaves_nothing_behind(cli, small, images):
+    arguments = ["run", small, "--data", images, "--out", "out"]
+    assert cli(*arguments, "--target", "a").code == 0
+    job = Path("out/job.json")
+    job.write_text(job.read_text().replace('"finished"', '"unfinished"'))
+    assert cli(*arguments, "--target", "b").code == 0
+    assert [path.name for path in Path("out/members").iterdir()] == ["b"]
+    assert not list(Path("out/predictions").glob("a-*"))
+
+
+def test_other_peoples_files_are_left_alone(cli, small, images):
+    mine = Path("out/project/.precious.tmp")
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    Path("out/.mine.tmp").touch()
+    assert cli("run", small, "--data", images, "--target", "a", "--out", "out").code == 0
+    assert mine.exists()
+    assert Path("out/.mine.tmp").exists()
+
+
+def test_a_folder_in_use_is_not_shared(cli, small, images):
+    import filelock
+
+    Path("out").mkdir()
+    with filelock.FileLock("out/.lock"):
+        refused(cli("run", small, "--data", images, "--out", "out"), "another process is working", "--store")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.targets=[]", "data.targets"),
+        ("space.learning_rate=[]", "space.learning_rate"),
+        ("space.dropout=[1.5]", "space.dropout: expected a probability"),
+        ("probe.dropout=1.5", "probe.dropout: expected a probability"),
+        ("data.memory_budget=inf", "data.memory_budget"),
+        ("loop.threads=100000000", "loop.threads"),
+        ("data.seeds=[1, 1]", "data.seeds: expected each entry once"),
+    ],
+)
+def test_values_no_run_can_have_are_told_before_any_work(cli, small, images, change, message):
+    refused(cli("run", small, "--data", images, "--set", change), message)
+    assert not Path("mirepoix-small").exists()
+
+
+def test_a_probe_that_diverges_is_named(cli, small, images):
+    wild = ["--set", "probe.learning_rate=3e38", "--set", "probe.steps=8", "--set", "run.optimizer=sgd"]
+    refused(cli("run", small, "--data", images, *wild), "linear probe diverged", "Lower probe.learning_rate")
+
+
+def test_a_store_that_is_a_file(cli, small, images):
+    Path("afile").touch()
+    refused(cli("run", small, "--data", images, "--store", "afile"), "afile")
+
+
+def test_a_probe_does_not_inherit_the_classifier_steps(cli, small, images):
+    result = cli("run", small, "--data", images, "--target", "a", "--set", "run.classifier_steps=3")
+    assert result.code == 0, result.err
+
+
 def test_all_runs_diverging_is_an_error_with_advice(cli, small, images):
     arguments = ["--set", "run.learning_rate=1e30", "--set", "space.learning_rate=[1e30]"]
     refused(

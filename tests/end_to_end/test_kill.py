@@ -47,7 +47,8 @@ def run_with_kills(arguments: list[str], *, kills: int, seed: int, shortest: flo
         out = Path(folder, "killed")
         done, jobs, continued_inside = 0, 0, 0
         before: dict[str, tuple[int, int]] = {}
-        while True:
+        most = 4 * kills + 4
+        for _ in range(most):
             continued_inside += any(out.glob("store/*/*/state.bin"))
             process = subprocess.Popen(
                 [*MIREPOIX, *arguments, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -71,12 +72,19 @@ def run_with_kills(arguments: list[str], *, kills: int, seed: int, shortest: flo
                 assert got.keys() == expected.keys()
                 different = [name for name in expected if got[name] != expected[name]]
                 assert not different, f"other bits: {different}"
-                left = [p for p in out.rglob("*") if "tmp" in p.name or p.name in ("lock", "state.bin")]
+                left = [
+                    p for p in out.rglob("*") if "tmp" in p.name or p.name in ("lock", ".lock", "state.bin")
+                ]
                 assert not left, f"left behind: {left}"
                 if done >= kills:
                     break
                 shutil.rmtree(out)  # it finished before all kills were spent: start another
                 before = {}
+                shortest *= 0.7  # and kill the next one earlier
+                longest *= 0.7
+        else:
+            raise AssertionError(f"after {most} attempts only {done} of {kills} kills met a running job")
+        assert kills < 10 or continued_inside, "no kill fell inside a run whose state was saved"
     return (
         f"{done} kills in {jobs} finished job(s): the same {len(expected)} files, nothing made twice; "
         f"{continued_inside} continuations inside a run; uninterrupted {alone:.0f} s"

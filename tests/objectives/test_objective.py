@@ -12,6 +12,15 @@ def test_a_criterion_must_say_its_scalar():
         Objective()
 
 
+def test_a_criterion_with_options_must_name_them():
+    with pytest.raises(TypeError, match=r"Penalised takes options, so it must define configuration\(\)"):
+
+        class Penalised(ERM):
+            def __init__(self, weight):
+                super().__init__()
+                self.weight = weight
+
+
 def test_configuration_is_empty_by_default():
     assert ERM().configuration() == {}
 

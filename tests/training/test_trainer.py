@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,11 +9,13 @@ from tests.tiny import tiny_network, tiny_task
 from torch import nn
 
 from mirepoix.checkpoints import fingerprint
-from mirepoix.data import draw
+from mirepoix.data import Domain, draw
+from mirepoix.data._images import ArrayImages
 from mirepoix.models import initial_weights
 from mirepoix.objectives import ERM
 from mirepoix.runs import Run
 from mirepoix.seeds import seed_hash
+from mirepoix.store import key_of
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import Diverged, InputError
 
@@ -209,12 +212,47 @@ def test_weight_decay_is_coupled_but_for_adamw(theta, split, optimizer):
         assert seen[0].param_groups[0]["momentum"] == 0.7
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_advice(theta, split):
-    with pytest.raises(
-        Diverged, match=r"the loss was (nan|inf) by step \d+ of 12 .*smaller learning rate"
-    ) as error:
-        Trainer(tiny_network())(theta, split, RUN.with_(learning_rate=1e30, optimizer="sgd"))
-    assert error.value.step < 12
+@pytest.mark.parametrize(("steps", "check_every"), [(12, 5), (12, 100), (1, 5)])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_advice(theta, split, steps, check_every):
+    wild = RUN.with_(learning_rate=1e30, optimizer="sgd", steps=steps, check_every=check_every)
+    message = rf"loss was (nan|inf) (by|after) step \d+ of {steps} .*smaller learning rate"
+    with pytest.raises(Diverged, match=message) as error:
+        Trainer(tiny_network())(theta, split, wild)
+    assert error.value.step < steps
+
+
+def test_what_changes_a_result_is_part_of_what_a_trainer_is_made_of():
+    class Weighted(ERM):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = weight
+
+        def configuration(self):
+            return {"weight": self.weight}
+
+    class Stateful(ERM):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    other = Stateful()
+    with torch.no_grad():
+        other.scale += 1
+    trainers = [
+        Trainer(tiny_network()),
+        Trainer(tiny_network(classes=3)),
+        Trainer(tiny_network(), Weighted(1.0)),
+        Trainer(tiny_network(), Weighted(2.0)),
+        Trainer(tiny_network(), Stateful()),
+        Trainer(tiny_network(), other),
+        Trainer(tiny_network(), loop=Loop(mixed_precision="bf16")),
+        Trainer(tiny_network(), loop=Loop(channels_last=True)),
+        Trainer(tiny_network(), loop=Loop(compile=True)),
+    ]
+    keys = {key_of(trainer.made_of()) for trainer in trainers}
+    assert len(keys) == len(trainers)
+    same_results = [Loop(device="cpu"), Loop(save_every=1.0)]
+    assert {key_of(Trainer(tiny_network(), loop=loop).made_of()) for loop in same_results} <= keys
 
 
 def test_parameters_of_an_objective_are_trained_and_survive_an_interruption(theta, split, tmp_path):
@@ -253,8 +291,17 @@ def test_half_precision_and_channels_last_train(theta, split):
         assert fingerprint(trained) != fingerprint(theta)
 
 
-def test_without_validation_images_of_the_target_the_target_cannot_leak(split):
-    assert {subset.name for subset in (*split.train, *split.validation)} == {"domain_0", "domain_1"}
+def test_nothing_of_the_target_reaches_the_training(theta):
+    """Other labels and images in the target domain: the same bits, the same checks."""
+    task = tiny_task()
+    target = task.domains[2]
+    images = target.images.read(np.arange(len(target)))
+    scrambled = Domain(target.name, ArrayImages((255 - images).numpy()), 1 - target.labels)
+    other = dataclasses.replace(task, domains=(*task.domains[:2], scrambled))
+    fits = [Trainer(tiny_network()).fit(theta, t.split("domain_2"), RUN) for t in (task, other)]
+    for name in fits[0].weights:
+        assert same(fits[0].weights[name], fits[1].weights[name])
+    assert fits[0].record["checks"] == fits[1].record["checks"]
 
 
 def test_the_device_is_chosen_or_refused_with_what_is_here():

@@ -62,6 +62,10 @@ def main() -> None:
             advice = "there is no room left. Free some, and run the same command again: it continues."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "it may not be written or read. Choose another --out, or change its permissions."
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            advice = "a file stands where a folder is needed, or a folder for a file. Choose another --out or --store."
+        elif error.errno in (errno.ENAMETOOLONG, errno.EIO, errno.ESTALE):
+            advice = "the file system refuses it. Choose an --out or --store on another one."
         else:
             raise
         _fail(f"{error.filename or 'output'}: {error.strerror}: {advice}", 2)

@@ -54,7 +54,9 @@ def run(
 
     settings = list(changes or [])
     if target is not None:
-        settings.append("data.targets=" + json.dumps("all" if target == "all" else [target]))
+        settings.append(
+            "data.targets=" + json.dumps("all" if target == "all" else [target], ensure_ascii=False)
+        )
     if skip_unreadable:
         settings.append("data.skip_unreadable=true")
     if recipe is None and data is not None:

@@ -27,7 +27,7 @@ from mirepoix.selection import Choice, best, greedy
 from mirepoix.store import Store, cached
 from mirepoix.strategies import diwa, fine_tuning, moving_average, wise
 from mirepoix.training import Trainer
-from mirepoix.types import Diverged, InputError, Weights
+from mirepoix.types import Batch, Diverged, InputError, Train, Weights
 from mirepoix.weights import average, interpolate
 
 __all__ = ["Job", "Outcome", "Progress", "outcome_of"]
@@ -162,7 +162,12 @@ def _train(job: Job, split: Split, outcome: Outcome) -> tuple[Weights, list[int]
     probe = recipe.probe_run()
     if probe:
         job.progress.stage(f"{where}: linear probe", probe.steps)
-        start = linear_probe(job.train, start, split, probe)
+        try:
+            start = linear_probe(job.train, start, split, probe)
+        except Diverged as diverged:
+            raise InputError(
+                f"target {split.target!r}: the linear probe diverged: {diverged} Lower probe.learning_rate."
+            ) from None
     runs = sample_runs(
         recipe.space.space(), recipe.members, data_seed=split.data_seed, base=recipe.base_run()
     )
@@ -178,7 +183,7 @@ def _train(job: Job, split: Split, outcome: Outcome) -> tuple[Weights, list[int]
     if not finished:
         raise InputError(
             f"target {split.target!r}: all {len(runs)} runs diverged; the first said: "
-            f"{outcome.runs[0]['message']} Lower run.learning_rate in the recipe."
+            f"{outcome.runs[0]['message']} Lower run.learning_rate in the recipe, or that of the probe they start from."
         )
     return start, finished, [runs[number] for number in finished]
 
@@ -192,7 +197,7 @@ def _combine(
     runs: Sequence[Run],
 ) -> _Combined:
     """The page of equations: the same members serve every row, because ``train`` does nothing twice."""
-    train, evidence = job.train, job.recipe.evidence
+    train, evidence = _remembered(job.train), job.recipe.evidence
     members = diwa(train, start, split, runs, combine=list)
     member_scores = [member.record["id_accuracy"] for member in members]
     chosen = fine_tuning(
@@ -229,6 +234,19 @@ def _combine(
         uniform=uniform,
         soup=Choice(refresh(soup.theta), soup.kept, soup.order, soup.scores),
     )
+
+
+def _remembered(train: Train) -> Train:
+    """``train`` that looks a result up once: the store reads and verifies whole files every time."""
+    known: dict[tuple[int, str, Run], Any] = {}
+
+    def lookup(theta: Any, task: Split, run: Run) -> Any:
+        key = (id(theta), task.digest, run)  # the start outlives this function's use
+        if key not in known:
+            known[key] = train(theta, task, run)
+        return known[key]
+
+    return lookup
 
 
 def _scores(
@@ -297,11 +315,20 @@ def _refresh_with(job: Job, judge: Judge) -> Callable[[Weights], Weights]:
     def refresh(theta: Weights) -> Weights:
         judge.model.load_state_dict(dict(theta))
         transform = judge.split.task.transform
-        batches = (
-            batch
+        # As in training, a batch holds images of every source domain.
+        domains = [
+            itertools.islice(evaluation_batches(subset, transform, batch_size=64, device=judge.device), 32)
             for subset in judge.split.train
-            for batch in itertools.islice(evaluation_batches(subset, transform, device=judge.device), 8)
-        )
-        return reestimate_batch_norm(judge.model, batches)
+        ]
+        joint = (_joint([batch for batch in row if batch]) for row in itertools.zip_longest(*domains))
+        return reestimate_batch_norm(judge.model, (batch for batch in joint if len(batch.labels) > 1))
 
     return refresh
+
+
+def _joint(batches: Sequence[Batch]) -> Batch:
+    return Batch(
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.domains for batch in batches]),
+    )

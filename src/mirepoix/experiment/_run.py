@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import filelock
 import torch
 
 from mirepoix import __version__
@@ -58,10 +61,22 @@ def run_recipe(
     Raises:
         InputError: For anything in the recipe, the images or the weights that a person must mend.
     """
-    began = time.monotonic()
     progress = progress or cast(Progress, _Silence())
-    _claim(out, recipe)
-    store_path = store or out / "store"
+    choose_device(recipe.loop.device)  # a typing error is told before any image is read
+    with _claimed(out):
+        return _run(recipe, recipe_path, out, data, store or out / "store", progress, command)
+
+
+def _run(
+    recipe: Recipe,
+    recipe_path: Path,
+    out: Path,
+    data: Path | None,
+    store_path: Path,
+    progress: Progress,
+    command: str | None,
+) -> dict[str, Any]:
+    began = time.monotonic()
     if recipe.loop.threads:
         torch.set_num_threads(recipe.loop.threads)
 
@@ -74,13 +89,18 @@ def run_recipe(
         task.split(target, data_seed=seed, holdout=recipe.data.holdout)
         for target, seed in itertools.product(targets, recipe.data.seeds)
     ]
+    job_record = {
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "mirepoix": __version__,
+        "task": {"digest": task.digest, "notes": list(task.notes)},
+    }
+    _begin(out, job_record)
 
-    described = recipe.model_dump(mode="json", exclude_none=True)
-    write_json(out / "job.json", {"status": "unfinished", "recipe": described, "mirepoix": __version__})
     options = recipe.loop.model_dump(exclude={"threads"})
     results = Store(store_path)
+    pretraining = recipe.pretraining_run()
     progress.plan(_planned_steps(recipe, len(splits)))
-    progress.stage("preparing the start")
+    progress.stage("preparing the start", pretraining.steps if pretraining else 0)
     start = build_start(recipe, task, data, recipe_path, results, Loop(**options), progress.training)
     job = Job(
         recipe=recipe,
@@ -94,16 +114,18 @@ def run_recipe(
     )
     outcomes = [outcome_of(job, split) for split in splits]
     report = build_report(recipe, task, start, outcomes, targets)
-    report["environment"] = {**environment(), "device": str(job.device), "threads": torch.get_num_threads()}
+    report["environment"] = {
+        **environment(),
+        "device": str(job.device),
+        "threads": torch.get_num_threads(),
+    }
     if command:
         report["command"] = command
     write_json(
         out / "job.json",
         {
             "status": "finished",
-            "recipe": described,
-            "mirepoix": __version__,
-            "task": {"digest": task.digest, "notes": list(task.notes)},
+            **job_record,
             "start": start.sha256,
             "environment": environment(),
             "device": str(job.device),
@@ -114,43 +136,81 @@ def run_recipe(
     return report
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
-    """Take the output folder, or say why not: finished results of another recipe are never overwritten."""
-    described = recipe.model_dump(mode="json", exclude_none=True)
+RESULTS = ("members", "soups", "predictions", "figures", "report.json", "report.md", "report.html")
+"""What a job puts into its folder, beside ``job.json`` and the store."""
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Hold the output folder: one process at a time, and it must be possible to write there."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder for the results, got a file. Choose another --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        job = out / "job.json"
-        if job.is_file():
-            before = read_json(job)
-            if before.get("status") == "finished" and before.get("recipe") != described:
-                changed = _first_difference(before.get("recipe", {}), described)
-                raise InputError(
-                    f"{out}: holds the finished results of another recipe ({changed}). Choose another --out; "
-                    f"with --store {out / 'store'} it takes over the members that are the same."
-                )
-        for leftover in (path for path in out.rglob(".*.tmp") if "store" not in path.relative_to(out).parts):
-            leftover.unlink(missing_ok=True)
-        probe = out / f".writable.{os.getpid()}.tmp"
-        probe.write_bytes(b"?")
-        probe.unlink()
-    except OSError as error:
+        lock = filelock.FileLock(out / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
         raise InputError(
-            f"{out}: cannot write here ({error.strerror or error}). Free some space or choose another --out."
+            f"{out}: another process is working in this folder. Wait for it, or choose another --out; "
+            f"with --store {out / 'store'} the two share what they train."
         ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{out}: cannot write here ({reason}). Free some space or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
-def _first_difference(before: Any, now: Any, key: str = "") -> str:
+def _begin(out: Path, now: dict[str, Any]) -> None:
+    """Start or continue a job here; finished results of another recipe or other images are never overwritten."""
+    file = out / "job.json"
+    before = read_json(file) if file.is_file() else None
+    if before is not None and not isinstance(before, dict):
+        raise InputError(f"{file}: expected the record of a job, got something else. Choose another --out.")
+    if before is not None:
+        changed = _first_difference(_deciding(before), _deciding(now))
+        if changed and before.get("status") == "finished":
+            raise InputError(
+                f"{out}: holds the finished results of another recipe ({changed}). Choose another --out; "
+                f"with --store {out / 'store'} it takes over the members that are the same."
+            )
+        for name in RESULTS:
+            for leftover in out.glob(f"{name}/**/.*.tmp"):
+                leftover.unlink(missing_ok=True)
+            if changed:  # an unfinished job of ours that another one replaces
+                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+        for leftover in out.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+    if before is None or before.get("status") != "finished":
+        write_json(file, {"status": "unfinished", **now})
+
+
+def _deciding(job: dict[str, Any]) -> dict[str, Any]:
+    """The part of a job's record that decides its results."""
+    recipe = dict(job.get("recipe", {}))
+    idle = ("threads", "save_every", "device")
+    recipe["loop"] = {key: value for key, value in recipe.get("loop", {}).items() if key not in idle}
+    return {"recipe": recipe, "images": job.get("task", {}).get("digest")}
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> str | None:
+    if before == now:
+        return None
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *now]:
             if before.get(name) != now.get(name):
-                return _first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    return f"{key} was {before!r}, now {now!r}"
+                inner = f"{key}.{name}" if key else name
+                return _first_difference(before.get(name), now.get(name), inner)
+    return f"{key.removeprefix('recipe.')} was {before!r}, now {now!r}"
 
 
 def _planned_steps(recipe: Recipe, splits: int) -> int:
     probe = recipe.probe_run()
     each = recipe.members * recipe.base_run().steps + (probe.steps if probe else 0)
-    pretraining = recipe.pretraining.over(recipe.base_run()).steps if recipe.pretraining else 0
-    return splits * each + pretraining
+    pretraining = recipe.pretraining_run()
+    return splits * each + (pretraining.steps if pretraining else 0)

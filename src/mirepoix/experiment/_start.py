@@ -13,7 +13,7 @@ from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
 from mirepoix.recipe import Recipe
 from mirepoix.store import Store, cached
 from mirepoix.training import Loop, Trainer
-from mirepoix.types import InputError, Weights
+from mirepoix.types import Diverged, InputError, Weights
 
 __all__ = ["Start", "build_start"]
 
@@ -56,15 +56,21 @@ def build_start(
         pretrained=table.pretrained,
     )
     theta: Weights
-    if recipe.pretraining is not None:
+    pretraining = recipe.pretraining_run()
+    if pretraining is not None:
         if recipe.data.dataset != "digits":
             raise InputError(
                 "pretraining: only the built-in 'digits' sets images apart; name network.weights instead."
             )
         source = digits_pretraining_task(size=recipe.data.size or 16)
-        run = recipe.pretraining.over(recipe.base_run()).with_(collect="last")
+        run = pretraining.with_(collect="last")
         trainer = Trainer(network, loop=loop, on_progress=on_progress)
-        pretrained = cached(trainer, store)(initial_weights(network), source.split(None), run)
+        try:
+            pretrained = cached(trainer, store)(initial_weights(network), source.split(None), run)
+        except Diverged as diverged:
+            raise InputError(
+                f"the pre-training diverged: {diverged} Lower pretraining.learning_rate."
+            ) from None
         # The classes are the same, but a start must not know the labels: its classifier is made anew.
         theta = with_head(pretrained, initial_weights(network, seed=1))
         images = sum(len(domain) for domain in source.domains)

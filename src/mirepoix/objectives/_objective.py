@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,17 @@ class Objective(nn.Module, ABC):
     A new criterion writes `forward`. The few that edit gradients or take inner steps override `step`. What
     it must carry through an interruption belongs into parameters and buffers.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a criterion with options of its own that does not name them in `configuration`."""
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__init__")
+        takes_options = own is not None and len(inspect.signature(own).parameters) > 1
+        if takes_options and "configuration" not in cls.__dict__:
+            raise TypeError(
+                f"{cls.__name__} takes options, so it must define configuration() and return them: results are "
+                "looked up by what they were made of, and two options must not share one result."
+            )
 
     @abstractmethod
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:

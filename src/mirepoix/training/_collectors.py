@@ -118,7 +118,8 @@ class UniformAverage:
 
     with :math:`k_0` the argument ``start``. The published moving average begins as a copy of the iterate just
     before the start, so that one is part of the mean (:math:`k_0 = 100` averages iterates 99, 100, ...). A run
-    shorter than the start returns its last weights. Floating-point buffers are averaged alike; integer
+    shorter than the start returns its last weights; a start of 1 averages iterates 1, 2, ..., without the weights
+    that the run began with. Floating-point buffers are averaged alike; integer
     buffers are those of the last iterate. Sums are kept in float64 where the device has it.
 
     References:
@@ -156,7 +157,7 @@ class UniformAverage:
         if self._count:
             names = [name for name, tensor in result.items() if tensor.is_floating_point()]
             for name, total in zip(names, self._sums, strict=True):
-                result[name] = (total / self._count).to("cpu", result[name].dtype)
+                result[name] = (total.cpu() / self._count).to(result[name].dtype)
         return result
 
     def state(self) -> dict[str, Any]:

@@ -28,4 +28,8 @@ def choose_device(name: str = "auto") -> torch.device:
         raise InputError(
             f"device: {name!r} is not available here; this machine has {here or 'cpu'}. Use 'auto'."
         )
+    if device.type != "cpu" and device.index is not None:
+        count = torch.accelerator.device_count()
+        if device.index >= count:
+            raise InputError(f"device: {name!r} is not here; this machine has {count}, numbered from 0.")
     return device

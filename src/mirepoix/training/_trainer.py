@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from mirepoix.checkpoints import fingerprint
 from mirepoix.data import Split, draw, evaluation_batches, prefetch
 from mirepoix.models import Network, NetworkSpec
 from mirepoix.objectives import ERM, Objective
@@ -99,7 +100,11 @@ class Trainer:
         """What the trainer adds to the identity of its results."""
         return {
             "network": self.network.to_dict(),
-            "objective": {"name": type(self.objective).__qualname__, **self.objective.configuration()},
+            "objective": {
+                "name": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
+                "state": fingerprint(self.objective.state_dict()),
+                **self.objective.configuration(),
+            },
             "loop": self.loop.numerics(),
         }
 
@@ -275,6 +280,12 @@ class _Fitting:
             losses.append(F.cross_entropy(logits.double(), labels).item())
         self.training_mode()
         score, loss = sum(accuracies.values()) / len(accuracies), sum(losses) / len(losses)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the validation loss was {loss} after step {self.step - 1} of {self.run.steps} "
+                f"(learning rate {self.run.learning_rate:g}); a smaller learning rate helps.",
+                self.step - 1,
+            )
         check = Check(self.step - 1, score, loss, accuracies)
         train_loss = self.loss_sum.item() / max(self.loss_count, 1)
         self.checks.append({**asdict(check), "train_loss": train_loss})
@@ -337,7 +348,8 @@ def _seed(device: torch.device, seed: int) -> None:
     """Seed the global generators in use; `torch.manual_seed` would note a stack trace for each absent device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):  # else the first device would be seeded
+            torch.cuda.manual_seed(seed)
     elif device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
