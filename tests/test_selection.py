@@ -154,3 +154,11 @@ def test_running_average_names_the_member_that_does_not_fit():
         running.plus({"w": np.zeros(3)})
     with pytest.raises(InputError, match="no member"):
         RunningAverage().weights()
+
+
+def test_running_average_warns_of_different_dtypes_as_average_does():
+    members = [{"w": np.ones(2, np.float32)}, {"w": np.ones(2)}]
+    running = RunningAverage().plus(members[0]).plus(members[1])
+    with pytest.warns(UserWarning, match="dtypes differ"):
+        theta = running.weights()
+    assert theta["w"].dtype == np.float64

@@ -332,9 +332,7 @@ def _linear(
     if total is None:
         raise InputError(_NO_MEMBER)
 
-    if total.widened:
-        more = f" (and {len(total.widened) - 1} more such differences)" if len(total.widened) > 1 else ""
-        _warn(f"dtypes differ: {total.widened[0]}{more}. Convert the members to one dtype to silence this.")
+    _warn_of_widened(total)
     theta = total.result(count if coefficients is None else math.fsum(coefficients), clamp=clamp)
     if check == "output":
         again = enumerate(thetas) if isinstance(thetas, Sequence) else ()
@@ -388,6 +386,7 @@ class RunningAverage:
         """
         if self._sum is None:
             raise InputError(_NO_MEMBER)
+        _warn_of_widened(self._sum)
         theta = self._sum.copy().result(self.count)
         _check_finite(theta, (), "a member added here holds NaN or infinity there, or the sum overflows")
         return theta
@@ -451,6 +450,7 @@ class _Sum:
         other = _Sum(self.names, self.integers)
         other.tensors = {name: x.without_value() for name, x in self.tensors.items()}
         other.totals = {name: _copy(total) for name, total in self.totals.items()}
+        other.widened = list(self.widened)
         return other
 
     def result(self, divisor: float = 1.0, *, clamp: bool = False) -> dict[str, Any]:
@@ -606,6 +606,12 @@ def _check_finite(theta: Weights, used: Iterable[tuple[str, Weights]], unread: s
 def _some(names: Sequence[str], most: int = 10) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
+
+
+def _warn_of_widened(total: _Sum) -> None:
+    if total.widened:
+        more = f" (and {len(total.widened) - 1} more such differences)" if len(total.widened) > 1 else ""
+        _warn(f"dtypes differ: {total.widened[0]}{more}. Convert the members to one dtype to silence this.")
 
 
 def _warn(message: str) -> None:

@@ -126,6 +126,7 @@ def build_report(
             }
         )
 
+    members = max(row["members"] for row in rows)  # fewer than planned where every target lost some
     base = recipe.base_run()
     probe = recipe.probe_run()
     report = {
@@ -134,7 +135,7 @@ def build_report(
         "name": recipe.name,
         "title": recipe.title,
         "source": recipe.source,
-        "equation": f"theta = 1/{recipe.members} sum_i Train(theta_pt, D; c_i)",
+        "equation": f"theta = 1/{members} sum_i Train(theta_pt, D; c_i)",
         "task": {
             "name": task.name,
             "classes": list(task.classes),
