@@ -15,7 +15,7 @@ LEVELS = [
     {"weights", "checkpoints", "data", "models", "predictions"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
     {"training", "store", "recipe"},
-    {"strategies", "selection", "metrics", "diversity"},
+    {"strategies", "selection", "metrics", "diversity", "scores", "landscape"},
     {"experiment", "report"},
     {"cli", "__main__"},
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mirepoix.data import digits_task, folder_task, named_task
     from mirepoix.ensembles import Ensemble
     from mirepoix.heads import linear_probe, with_head
+    from mirepoix.merging import merge, merge_files
     from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
     from mirepoix.predictions import Predictions
     from mirepoix.runs import EXTREME, MILD, Run, sample_runs
@@ -62,6 +63,8 @@ __all__ = [
     "interpolate",
     "linear_probe",
     "load_pretrained",
+    "merge",
+    "merge_files",
     "moving_average",
     "named_task",
     "open_weights",
@@ -84,6 +87,8 @@ _PLACES = {
     # files
     "open_weights": "checkpoints",
     "write_weights": "checkpoints",
+    "merge": "merging",
+    "merge_files": "merging",
     # data and networks
     "digits_task": "data",
     "folder_task": "data",

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from mirepoix.runs import Run
 
-__all__ = ["Batch", "Combine", "Diverged", "InputError", "Outputs", "Score", "Train", "Weights"]
+__all__ = [
+    "Batch",
+    "Combine",
+    "Diverged",
+    "InputError",
+    "Outputs",
+    "Score",
+    "Train",
+    "UnsafeCheckpoint",
+    "Weights",
+]
 
 Weights: TypeAlias = Mapping[str, Any]
 """A read-only mapping from names to tensors (torch) or arrays (numpy), lazy or in memory."""
@@ -72,6 +82,21 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits with 2.
     """
+
+
+class UnsafeCheckpoint(InputError):
+    """A file of weights that is damaged or hostile: a rule of the readers refused it, and nothing in it ran.
+
+    Attributes:
+        rule: The short name of the rule, such as ``"pickle-global"``; the message ends with it in brackets.
+    """
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(rule, message)  # both, so that the error survives the way from another process
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"{self.args[1]} [{self.rule}]"
 
 
 class Diverged(RuntimeError):

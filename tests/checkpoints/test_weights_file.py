@@ -38,7 +38,7 @@ DTYPES = [
 arrays = st.sampled_from([*DTYPES, "bool", "complex64"]).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12).filter(
     lambda name: name != "__metadata__"
 )
 thetas = st.dictionaries(names, arrays, min_size=1, max_size=5)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mirepoix.checkpoints._checkpoint import existing_file
+from mirepoix.checkpoints._reader import existing_file
 from mirepoix.checkpoints._write import raw_tensors
 
 __all__ = ["file_digest", "fingerprint"]

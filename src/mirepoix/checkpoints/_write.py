@@ -11,7 +11,7 @@ from typing import Any
 from mirepoix.checkpoints._atomic import atomic_path, write_atomically
 from mirepoix.checkpoints._checkpoint import Checkpoint, record_path
 from mirepoix.checkpoints._json import to_json
-from mirepoix.checkpoints._layout import header
+from mirepoix.checkpoints._stream import header_of
 from mirepoix.checkpoints._tensors import DTYPES, RawTensor, raw
 from mirepoix.types import InputError
 
@@ -73,7 +73,7 @@ def write_weights(
     # Wide elements first, so that every tensor begins at a multiple of its element's size.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-DTYPES[item[1].code][1], item[0])))
     try:
-        first = header(tensors, texts)
+        first, _ = header_of({name: (x.code, x.shape) for name, x in tensors.items()}, texts)
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: a name or metadata is not valid text: {error}. Rename it.") from error
 

@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 
 from mirepoix import __version__
+from mirepoix.cli._connect import connect
+from mirepoix.cli._rebuild import rebuild
 from mirepoix.cli._report import report
 from mirepoix.cli._run import run
+from mirepoix.cli._soup import soup
 from mirepoix.types import InputError
 
 __all__ = ["app", "main"]
@@ -26,6 +29,9 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(report)
+app.command()(soup)
+app.command()(connect)
+app.command()(rebuild)
 
 
 def _print_version(wanted: bool) -> None:

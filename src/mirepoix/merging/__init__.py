@@ -1,5 +1,41 @@
-"""Combining weights beyond the average, and what an average needs afterwards."""
+"""Combining weights: one rule per file, one engine for all, and what an average needs afterwards."""
 
+from mirepoix.merging._average import Average
 from mirepoix.merging._batch_norm import reestimate_batch_norm
+from mirepoix.merging._dare import Dare
+from mirepoix.merging._ema import EMA, ExponentialAverage
+from mirepoix.merging._fisher import Fisher, fisher_diagonal
+from mirepoix.merging._interpolation import Interpolation
+from mirepoix.merging._merge import MergeReport, merge, merge_files
+from mirepoix.merging._model_stock import ModelStock
+from mirepoix.merging._regmean import RegMean, gram_matrices
+from mirepoix.merging._rule import Line, LinearRule, Piece, Rule
+from mirepoix.merging._running_mean import RunningMean
+from mirepoix.merging._slerp import Slerp
+from mirepoix.merging._task_arithmetic import TaskArithmetic
+from mirepoix.merging._ties import Ties
 
-__all__ = ["reestimate_batch_norm"]
+__all__ = [
+    "EMA",
+    "Average",
+    "Dare",
+    "ExponentialAverage",
+    "Fisher",
+    "Interpolation",
+    "Line",
+    "LinearRule",
+    "MergeReport",
+    "ModelStock",
+    "Piece",
+    "RegMean",
+    "Rule",
+    "RunningMean",
+    "Slerp",
+    "TaskArithmetic",
+    "Ties",
+    "fisher_diagonal",
+    "gram_matrices",
+    "merge",
+    "merge_files",
+    "reestimate_batch_norm",
+]

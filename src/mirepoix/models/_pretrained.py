@@ -72,7 +72,7 @@ def load_pretrained(
     if isinstance(path_or_weights, Mapping):
         source, weights = "the weights given", path_or_weights
     else:
-        source, weights = str(path_or_weights), open_weights(path_or_weights)
+        source, weights = str(path_or_weights), open_weights(path_or_weights, allow_torch_load=True)
     network = spec.build(seed=seed)
     theta = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     found = _our_names(spec, weights)

@@ -1,0 +1,115 @@
+"""Choosing members of a soup by a score: what the choice becomes is a weighted average of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirepoix.types import InputError
+
+if TYPE_CHECKING:
+    from mirepoix.types import Score, Weights
+
+__all__ = ["choose"]
+
+TAKES = {"greedy": "strict", "forward": "rounds", "top-k": "top", "threshold": "delta"}
+"""The option that belongs to one method alone."""
+
+
+def choose(
+    method: str, members: Sequence[str], parameters: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Files and coefficients of the average that the method chose, with the trace.
+
+    Args:
+        method: One of `SELECTIONS`.
+        members: Paths.
+        parameters: Of rules; a selection takes none.
+        options: ``score``, or ``model``, ``validation`` and ``metric``; ``strict``, ``rounds``, ``top``, ``delta``;
+            ``cache``, a folder for scores by content.
+    """
+    if parameters:
+        raise InputError(
+            f"--{next(iter(parameters)).replace('_', '-')}: {method} does not take it; the score decides."
+        )
+    for owner, option in TAKES.items():
+        if options.get(option) and owner != method:
+            raise InputError(f"--{option}: {method} does not take it, {owner} does.")
+    from mirepoix import selection
+    from mirepoix.checkpoints import open_weights
+
+    thetas: list[Weights] = [open_weights(member) for member in members]
+    if method == "learned":
+        learned = selection.learned_coefficients(thetas, _judge(options, thetas).loss)
+        values = list(learned.coefficients["model"])
+        return {
+            "method": method,
+            "members": list(members),
+            "parameters": {"coefficients": values},
+            "kept": len(values),
+            "looked_at": len(members),
+            "score": -learned.losses[-1],
+            "trace": list(learned.losses),
+        }
+    score = _score(options, thetas)
+    if method == "best":
+        choice = selection.best(thetas, score)
+    elif method == "greedy":
+        choice = selection.greedy(thetas, score, strict=bool(options.get("strict")))
+    elif method == "forward":
+        choice = selection.forward_selection(thetas, score, rounds=options.get("rounds"))
+    elif method == "top-k":
+        if not options.get("top"):
+            raise InputError("--method top-k: needs --top, how many members to average.")
+        choice = selection.top_k(thetas, score, options["top"])
+    else:
+        if options.get("delta") is None:
+            raise InputError("--method threshold: needs --delta, how far below the best a score may lie.")
+        choice = selection.threshold(thetas, score, options["delta"])
+    coefficients = list(choice.coefficients)
+    uniform = len(set(coefficients)) <= 1
+    return {
+        "method": method,
+        "members": [members[i] for i in choice.kept],
+        "parameters": {} if uniform else {"coefficients": coefficients},
+        "kept": len(choice.kept),
+        "looked_at": len(members),
+        "score": max((trial.score for trial in choice.trace if trial.kept), default=max(choice.scores)),
+        "trace": [
+            {"member": Path(members[trial.member]).name, "score": trial.score, "kept": trial.kept}
+            for trial in choice.trace
+        ],
+    }
+
+
+def _score(options: Mapping[str, Any], thetas: Sequence[Weights]) -> Score:
+    from mirepoix.scores import cached_score, load_score
+
+    if options.get("score"):
+        if options.get("model") or options.get("validation"):
+            raise InputError("--score: give either your own score, or --model and --validation.")
+        score: Any = load_score(options["score"])
+        key = options["score"]
+        if options.get("cache"):
+            # What the function does may change without its name: a cache of it is asked for knowingly.
+            return cached_score(score, options["cache"], key)
+        return score
+    judge = _judge(options, thetas)
+    return cached_score(judge, options["cache"], judge.key) if options.get("cache") else judge
+
+
+def _judge(options: Mapping[str, Any], thetas: Sequence[Weights]) -> Any:
+    from mirepoix.scores import ClassificationScore
+
+    if not options.get("model") or not options.get("validation"):
+        raise InputError(
+            "choosing members needs a score: --model NAME with --validation FOLDER (not for --score with learned), "
+            "or --score module:function."
+        )
+    judge = ClassificationScore.of_folder(
+        options["model"], options["validation"], metric=options.get("metric", "accuracy")
+    )
+    for theta in thetas:
+        judge.check(theta)
+    return judge

@@ -1,0 +1,647 @@
+r"""The engine: any rule on any members, file by file and piece by piece, or in memory with the same bits.
+
+One pass over the output, in its order: read a piece of every member, widen it, combine, round once, write. For
+linear rules the memory is three pieces per worker whatever the number of members and the size of the model;
+other rules need a piece of every member at once, and get smaller pieces for more members.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from mirepoix.checkpoints import Checkpoint
+from mirepoix.checkpoints._stream import WeightsWriter
+from mirepoix.checkpoints._tensors import DTYPES, build
+from mirepoix.merging._average import Average
+from mirepoix.merging._inputs import Source, is_float, narrow, open_source, wide_dtype, widen
+from mirepoix.merging._plan import Names, Planned, plan_merge
+from mirepoix.merging._rule import BLOCK, Array, Inputs, Line, LinearRule, Piece, Rule, TensorInputs
+from mirepoix.types import InputError
+
+__all__ = ["Members", "MergeReport", "merge", "merge_files"]
+
+Integers: TypeAlias = Literal["auto", "first", "max", "error"]
+Check: TypeAlias = Literal["output", "inputs", "none"]
+Members: TypeAlias = Sequence[Any] | Mapping[str, Any]
+"""Weights, opened checkpoints or paths: one after another, or by a name for each."""
+
+CHUNK = 131_072
+"""Entries combined at once by linear rules: half a megabyte of float32, which fits into a processor's cache."""
+
+ROOM = 16_000_000
+"""Bytes for the pieces of all members that other rules see at once."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        files: The files written.
+        tensors: Number of float tensors combined.
+        integers: Number of integer tensors copied or chosen.
+        aliases: Names of tied weights, each with the name that was written.
+        bytes_read: Bytes of members and base, as far as they were read once.
+        bytes_written: Bytes of all files.
+        seconds: Time it took.
+        notes: What the user should know: left out names, raised variances.
+    """
+
+    files: tuple[Path, ...]
+    tensors: int
+    integers: int
+    aliases: Mapping[str, str]
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def merge(
+    members: Members,
+    rule: Rule | None = None,
+    *,
+    base: Any = None,
+    dtype: str | None = None,
+    integers: Integers = "auto",
+    check: Check = "output",
+    names: Names = "strict",
+    rename: Mapping[str, str] | None = None,
+    rows: bool = False,
+    untie: bool = False,
+    upcast: bool = False,
+    chunk: int | None = None,
+    workers: int = 2,
+) -> dict[str, Any]:
+    """Merge weights, and return the result in memory.
+
+    The result has the bits that `merge_files` writes. Where the members are all equal, base included, it is
+    that member under every rule.
+
+    Args:
+        members: Weights of torch or NumPy, opened checkpoints, or paths. Given by name, coefficients may be too.
+        rule: How to merge; the uniform `Average` where none is given.
+        base: The common start, for rules that need it; its tensors are read for these alone.
+        dtype: Of the float tensors of the result; by default that of the members, or the widest of theirs.
+        integers: What to do with integer tensors that differ. ``"auto"``: the largest ``num_batches_tracked``,
+            and an error for others; ``"first"`` and ``"max"`` choose; ``"error"`` never does.
+        check: ``"output"`` refuses a result that is not finite and names the tensor; ``"inputs"`` names the
+            member too, before it is used; ``"none"`` lets everything through.
+        names: Names that not all members hold are an error (``"strict"``), left out (``"intersection"``) or
+            merged from those that hold them (``"union"``).
+        rename: Regular expressions and their replacements, applied to all names in turn.
+        rows: Allow tensors that differ in their number of rows, as vocabularies do: the first rows, which all
+            have, are merged, and the rest copied from the (first) member that has most.
+        untie: Merge the names of tied weights apart.
+        upcast: Take float8 tensors at their stored values; the result is bfloat16 or wider.
+        chunk: Entries combined at once; changes memory and time, never the result.
+        workers: Threads.
+
+    Returns:
+        New tensors: of NumPy if the first member is, else of torch, on the CPU. Tied names share one tensor.
+
+    Raises:
+        InputError: When members do not fit each other or the rule; see above for what each option allows.
+
+    Example:
+        >>> import numpy as np
+        >>> merge([{"w": np.array([2.0, 0.0])}, {"w": np.array([4.0, 1.0])}])
+        {'w': array([3. , 0.5])}
+    """
+    job = _Job(members, rule, base, integers, check, names, rename, rows, untie, upcast, dtype)
+    try:
+        content = {name: np.empty(planned.nbytes, np.uint8) for name, planned in job.plan.tensors.items()}
+
+        def write(name: str, start: int, data: memoryview) -> None:
+            content[name].data[start : start + data.nbytes] = data
+
+        job.execute(write, chunk, workers, None)
+    finally:
+        job.close()
+    torch = not job.is_numpy
+    theta = {name: _array(name, job.plan.tensors[name], content.pop(name), torch) for name in list(content)}
+    for name, target in job.plan.aliases.items():
+        theta[name] = theta[target]
+    return {name: theta[name] for name in job.order()}
+
+
+def merge_files(
+    members: Members,
+    out: str | os.PathLike[str],
+    rule: Rule | None = None,
+    *,
+    base: Any = None,
+    dtype: str | None = None,
+    integers: Integers = "auto",
+    check: Check = "output",
+    names: Names = "strict",
+    rename: Mapping[str, str] | None = None,
+    rows: bool = False,
+    untie: bool = False,
+    upcast: bool = False,
+    max_shard: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    chunk: int | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Merge weights into a safetensors file, whole or not at all, in memory that does not grow with them.
+
+    Arguments not listed are those of `merge`. A stop at any moment leaves nothing under the name ``out``.
+
+    Args:
+        out: The file, ending in ``.safetensors``; never one of the members'.
+        max_shard: The most bytes of tensors per file; see `WeightsWriter` for the names of several.
+        metadata: Texts for the header, beside ``mirepoix.method`` and ``mirepoix.aliases``.
+        progress: Called with the bytes done and in all, from the calling thread.
+
+    Raises:
+        InputError: As `merge`; when ``out`` is one of the members' files, or cannot be written.
+        OSError: From the disk; nothing stays then.
+    """
+    started = time.perf_counter()
+    job = _Job(members, rule, base, integers, check, names, rename, rows, untie, upcast, dtype)
+    try:
+        _refuse_inputs(Path(out), job)
+        texts = {"mirepoix.method": job.rule.method, **(metadata or {})}
+        if job.plan.aliases:
+            texts["mirepoix.aliases"] = json.dumps(job.plan.aliases)
+        layout = {name: (planned.code, planned.shape) for name, planned in job.plan.tensors.items()}
+        with WeightsWriter(out, layout, metadata=texts, max_shard=max_shard) as writer:
+            job.execute(writer.write, chunk, workers, progress)
+    finally:
+        job.close()
+    floats = sum(planned.is_float for planned in job.plan.tensors.values())
+    return MergeReport(
+        files=tuple(writer.files),
+        tensors=floats,
+        integers=len(job.plan.tensors) - floats,
+        aliases=job.plan.aliases,
+        bytes_read=job.total,
+        bytes_written=writer.nbytes,
+        seconds=time.perf_counter() - started,
+        notes=tuple(job.plan.notes),
+    )
+
+
+def _refuse_inputs(out: Path, job: _Job) -> None:
+    for source in job.everyone:
+        for file in getattr(source.checkpoint, "files", ()):
+            if out.exists() and file.exists() and out.samefile(file):
+                raise InputError(f"{out}: is one of the members. Choose another name for the result.")
+
+
+class _Job:
+    """Members that were opened and planned, ready to be executed once."""
+
+    def __init__(
+        self,
+        members: Members,
+        rule: Rule | None,
+        base: Any,
+        integers: Integers,
+        check: Check,
+        names: Names,
+        rename: Mapping[str, str] | None,
+        rows: bool,
+        untie: bool,
+        upcast: bool,
+        dtype: str | None,
+    ) -> None:
+        _check_option("integers", integers, Integers)
+        _check_option("check", check, Check)
+        self.rule = Average() if rule is None else rule
+        self.integers, self.check, self.untie = integers, check, untie
+        if isinstance(members, str | os.PathLike) or not isinstance(members, Mapping | Sequence):
+            members = list(members) if not isinstance(members, str | os.PathLike) else [members]
+        if (
+            isinstance(members, Mapping)
+            and members
+            and not all(isinstance(member, Mapping | str | os.PathLike) for member in members.values())
+        ):
+            raise InputError(
+                "members: expected weights by member, got the weights of one. Put them in a list."
+            )
+        self.labels = (
+            [str(label) for label in members]
+            if isinstance(members, Mapping)
+            else [str(i) for i in range(len(members))]
+        )
+        if not self.labels:
+            raise InputError("there is no member to merge: expected at least one.")
+        self.rule.check(self.labels)
+        if names == "union" and not self.rule.partial:
+            raise InputError(
+                f"{self.rule.method}: needs every tensor from every member, so names='union' cannot be used with it. "
+                "Use 'strict' or 'intersection'."
+            )
+        if self.rule.needs_base and base is None:
+            raise InputError(
+                f"{self.rule.method}: needs the common start of the members. Pass base= (--base), for example the "
+                "pre-trained weights."
+            )
+        if isinstance(members, Mapping):
+            given = [(label, str(label)) for label in members]
+            values = list(members.values())
+        else:
+            given = [(label, f"member {label}") for label in self.labels]
+            values = list(members)
+        self.is_numpy = _is_numpy(values[0])
+        self.sources: list[Source] = []
+        self.base: Source | None = None
+        try:
+            for (_, label), value in zip(given, values, strict=True):
+                self.sources.append(open_source(value, label, rename=rename))
+            if self.rule.needs_base:
+                self.base = open_source(base, "base", rename=rename)
+            self.plan = plan_merge(
+                self.sources, self.base, names=names, dtype=dtype, rows=rows, untie=untie, upcast=upcast
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.clamped: list[str] = []
+        self.total = sum(
+            planned.nbytes * (len(planned.members) + planned.base) for planned in self.plan.tensors.values()
+        )
+
+    @property
+    def everyone(self) -> list[Source]:
+        """The members, and the base where there is one."""
+        return [*self.sources, *([self.base] if self.base is not None else [])]
+
+    def order(self) -> list[str]:
+        """Names of the result, aliases included, in the order in which the members have them."""
+        wanted = {*self.plan.tensors, *self.plan.aliases}
+        return list(dict.fromkeys(name for source in self.sources for name in source.names if name in wanted))
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for source in self.everyone:
+            source.close()
+
+    def execute(
+        self,
+        write: Callable[[str, int, memoryview], None],
+        chunk: int | None,
+        workers: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Combine all tensors and hand their bytes to ``write``, from several threads."""
+        survey = self.rule.survey(_Inputs(self))
+        pieces = self._pieces(survey, chunk)
+        lock, stop = threading.Lock(), threading.Event()
+        errors: list[BaseException] = []
+        done = 0
+
+        def work() -> None:
+            nonlocal done
+            worker = _Worker(self)
+            try:
+                while not stop.is_set():
+                    with lock:
+                        job = next(pieces, None)
+                    if job is None:
+                        return
+                    planned, start, end, measured = job
+                    data = worker.piece(planned, start, end, measured)
+                    write(planned.name, start * DTYPES[planned.code][1], data)
+                    with lock:
+                        done += data.nbytes * (len(planned.members) + planned.base)
+            except BaseException as error:
+                errors.append(error)
+                stop.set()
+
+        helpers = [threading.Thread(target=work) for _ in range(max(1, workers))]
+        try:
+            for helper in helpers:
+                helper.start()
+            for helper in helpers:
+                while helper.is_alive():
+                    helper.join(0.1)  # not for ever: Ctrl-C is only heard between waits
+                    if progress:
+                        progress(done, self.total)
+        finally:
+            stop.set()
+            for helper in helpers:
+                helper.join()
+        if errors:
+            raise errors[0]
+        if self.clamped:
+            found = ", ".join(map(repr, sorted(self.clamped)[:10]))
+            warnings.warn(
+                f"negative running variances of batch norm were raised to 0 in {found}. "
+                "Estimate the statistics again on data, or silence this UserWarning.",
+                stacklevel=3,
+            )
+
+    def _pieces(self, survey: Any, chunk: int | None) -> Iterator[tuple[Planned, int, int, Any]]:
+        """Tensors in the order of the output, cut into pieces; each is measured when its turn comes."""
+        for planned in self.plan.tensors.values():
+            measured = None
+            if planned.is_float:
+                measured = self.rule.measure(_TensorInputs(self, planned), survey)
+                if isinstance(self.rule, LinearRule):
+                    line = self.rule.line(planned.name, len(self.labels), measured)
+                    measured = _among(line, planned.members, len(self.labels))
+            if not planned.is_float or (self.rule.whole and planned.size):
+                yield planned, 0, planned.size, measured
+                continue
+            size = chunk or CHUNK
+            if chunk is None and not isinstance(self.rule, LinearRule):
+                size = max(4096, min(CHUNK, ROOM // (8 * (len(planned.members) + 2))))
+            for start in range(0, planned.size, size):
+                yield planned, start, min(start + size, planned.size), measured
+
+
+class _Worker:
+    """One thread's buffers, and what it does with a piece."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.buffers: dict[Any, Array] = {}
+
+    def buffer(self, key: Any, count: int, dtype: Any) -> Array:
+        """An array of ``count`` entries, the same memory whenever the key is the same."""
+        found = self.buffers.get((key, dtype))
+        if found is None or found.size < count:
+            found = self.buffers[key, dtype] = np.empty(count, dtype)
+        return found[:count]
+
+    def piece(self, planned: Planned, start: int, stop: int, measured: Any) -> memoryview:
+        """The bytes of a piece of the result."""
+        if not planned.is_float:
+            return _integers(self.job, planned)
+        # Overflow and NaN are judged on the result, with the name of the tensor, and not by NumPy.
+        with np.errstate(all="ignore"):
+            if (whole := self._copy_of(planned, measured)) is not None:
+                stored = self._stored(whole, planned.name, start, stop)
+                if self.job.check != "none":
+                    self._check_finite(planned, start, stop, stored)
+                return memoryview(stored).cast("B") if stored.size else memoryview(b"")
+            if planned.rows is not None:
+                wide = self._rows(planned, start, stop, measured)
+            else:
+                wide = self._combine(planned, start, stop, measured)
+            stored = narrow(planned.code, wide)
+        if self.job.check != "none":
+            self._check_finite(planned, start, stop, stored)
+        return memoryview(stored).cast("B") if stored.size else memoryview(b"")
+
+    def _combine(self, planned: Planned, start: int, stop: int, measured: Any) -> Array:
+        rule, job = self.job.rule, self.job
+        dtype = _wide(job, planned)
+        if isinstance(measured, Line):
+            return self._line(planned, start, stop, measured, dtype)
+        members = [
+            self._read(job.sources[i], planned.name, start, stop, dtype, ("member", i))
+            for i in planned.members
+        ]
+        base = None
+        if planned.base and job.base is not None:
+            base = self._read(job.base, planned.name, start, stop, dtype, "base")
+        elif rule.needs_base:
+            raise InputError(
+                f"base: has no {planned.name!r}, which members hold. Leave it out with names='intersection'."
+            )
+        piece = Piece(planned.name, planned.shape, start, stop)
+        return rule.combine(piece, members, base, measured)
+
+    def _terms(self, planned: Planned, line: Line) -> list[tuple[float, Source]]:
+        """Coefficients other than 0, and whose they are; the base comes first."""
+        job = self.job
+        terms = [
+            (c, job.sources[i]) for c, i in zip(line.coefficients, planned.members, strict=True) if c != 0
+        ]
+        if line.base == 0:
+            return terms
+        if not planned.base or job.base is None:
+            raise InputError(
+                f"base: has no {planned.name!r}, which members hold. Leave it out with names='intersection'."
+            )
+        return [(line.base, job.base), *terms]
+
+    def _copy_of(self, planned: Planned, measured: Any) -> Source | None:
+        """The member whose bytes are the result, if there is one."""
+        if not isinstance(measured, Line) or planned.rows is not None:
+            return None
+        terms = self._terms(planned, measured)
+        if len(terms) != 1 or terms[0][0] != measured.divisor:
+            return None
+        source = terms[0][1]
+        return source if source.code(self._stored_name(source, planned.name)) == planned.code else None
+
+    def _line(self, planned: Planned, start: int, stop: int, line: Line, dtype: Any) -> Array:
+        """`LinearRule.combine` with one running sum; equal entries stay what they are."""
+        job, name, count = self.job, planned.name, stop - start
+        terms = self._terms(planned, line)
+        if not terms:
+            raise InputError(f"coefficients for {name!r}: expected one other than 0, got none.")
+        # Float32 sums in float64, and float16 in float32, of few positive terms round back to equal entries anyway.
+        watch = line.affine and (planned.code == "F64" or any(c < 0 for c, _ in terms) or len(terms) > 1000)
+        total = self.buffer("total", count, dtype)
+        first = equal = None
+        for number, (coefficient, source) in enumerate(terms):
+            if number == 0:
+                self._read(source, name, start, stop, dtype, "total")
+                if watch:
+                    first = self.buffer("first", count, dtype)
+                    first[...] = total
+                if coefficient != 1:
+                    total *= dtype(coefficient)
+                continue
+            x = self._read(source, name, start, stop, dtype, "term")
+            if first is not None:
+                same = _bits(x) == _bits(first)
+                equal = same if equal is None else equal & same
+            if coefficient != 1:
+                x *= dtype(coefficient)
+            total += x
+        if line.divisor != 1:
+            total /= dtype(line.divisor)
+        if first is not None and equal is not None:
+            np.copyto(total, first, where=equal)
+        if line.clamp and name.endswith("running_var") and bool((total < 0).any()):
+            job.clamped.append(name)
+            np.maximum(total, 0, out=total)
+        return total
+
+    def _rows(self, planned: Planned, start: int, stop: int, measured: Any) -> Array:
+        """Rows that all have are merged, the rest copied from the first member that has most."""
+        assert planned.rows is not None
+        width = planned.size // planned.shape[0] if planned.shape[0] else 0
+        common = min(planned.rows) * width
+        out = np.empty(stop - start, _wide(self.job, planned))
+        middle = min(max(common, start), stop)
+        if start < middle:
+            out[: middle - start] = self._combine(planned, start, middle, measured)
+        if middle < stop:
+            rows = planned.rows[1:] if planned.base else planned.rows
+            longest = planned.members[rows.index(max(rows))]
+            source = self.job.sources[longest]
+            self._read(source, planned.name, middle, stop, out.dtype.type, "rest")
+            out[middle - start :] = self.buffer("rest", stop - middle, out.dtype.type)
+        return out
+
+    def _stored(self, source: Source, name: str, start: int, stop: int) -> Array:
+        name = self._stored_name(source, name)
+        buffer = self.buffer("stored", (stop - start) * DTYPES[source.code(name)][1], np.uint8)
+        return source.stored(name, start, stop, buffer.data)
+
+    def _read(self, source: Source, name: str, start: int, stop: int, dtype: Any, key: Any) -> Array:
+        code = source.code(self._stored_name(source, name))
+        stored = self._stored(source, name, start, stop)
+        if self.job.check == "inputs" and not np.isfinite(_floats(code, stored)).all():
+            raise InputError(
+                f"{source.label}: {name!r} holds NaN or infinity. Leave this member out, or pass check='none'."
+            )
+        return widen(code, stored, self.buffer(key, stop - start, dtype))
+
+    def _stored_name(self, source: Source, name: str) -> str:
+        return name if name in source else source.aliases[name]
+
+    def _check_finite(self, planned: Planned, start: int, stop: int, stored: Array) -> None:
+        if bool(np.isfinite(_floats(planned.code, stored)).all()):
+            return
+        for i in planned.members:
+            source = self.job.sources[i]
+            end = min(stop, int(np.prod(source.shape(planned.name), dtype=np.int64)))
+            if start < end and not np.isfinite(source.wide(planned.name, start, end)).all():
+                why = f"{source.label} holds NaN or infinity there; leave it out"
+                break
+        else:
+            why = "all members are finite there, so the sum or the dtype of the result overflows; use a wider dtype"
+        raise InputError(
+            f"{planned.name!r} of the result is not finite: {why}, or pass check='none' (--check none)."
+        )
+
+
+def _integers(job: _Job, planned: Planned) -> memoryview:
+    """The integer tensor that the policy chooses."""
+    owners = [job.sources[i] for i in planned.members]
+    name = planned.name
+    kept = owners[0].bytes(name)
+    if job.integers == "first":
+        return kept
+    for source in owners[1:]:
+        other = source.bytes(name)
+        if other == kept:
+            continue
+        dtype = np.dtype(DTYPES[planned.code][0]).newbyteorder("<")
+        a, b = np.frombuffer(kept, dtype), np.frombuffer(other, dtype)
+        largest = job.integers == "max" or (job.integers == "auto" and name.endswith("num_batches_tracked"))
+        if not largest:
+            i = int(np.flatnonzero(a != b)[0])
+            raise InputError(
+                f"{owners[0].label} and {source.label} cannot be merged: {name!r} differs, {a[i]} and {b[i]} at entry "
+                f"{i}, one of {int((a != b).sum())}. Integers have no average: pass integers='first' (--integers "
+                "first) to keep those of the first member, or 'max' for the largest."
+            )
+        kept = memoryview(np.maximum(a, b)).cast("B")
+    return kept
+
+
+class _Inputs(Inputs):
+    """All float tensors, for rules that look at everything first."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.labels = job.labels
+        self.names = [name for name, planned in job.plan.tensors.items() if planned.is_float]
+
+    def tensor(self, name: str) -> TensorInputs:
+        """One of them."""
+        return _TensorInputs(self.job, self.job.plan.tensors[name])
+
+
+class _TensorInputs(TensorInputs):
+    """One float tensor, block by block."""
+
+    def __init__(self, job: _Job, planned: Planned) -> None:
+        self.job, self.planned = job, planned
+        self.name, self.shape, self.labels = planned.name, planned.shape, job.labels
+
+    def blocks(self) -> Iterator[tuple[Piece, Sequence[Array], Array | None]]:
+        """Pieces of `BLOCK` entries; rows that not all have are left out."""
+        job, planned = self.job, self.planned
+        worker = _Worker(job)
+        size = planned.size
+        if planned.rows is not None and planned.shape[0]:
+            size = size // planned.shape[0] * min(planned.rows)
+        dtype = _wide(job, planned)
+        for start in range(0, size, BLOCK):
+            stop = min(start + BLOCK, size)
+            members = [
+                worker._read(job.sources[i], planned.name, start, stop, dtype, ("member", i))
+                for i in planned.members
+            ]
+            base = None
+            if planned.base and job.base is not None:
+                base = worker._read(job.base, planned.name, start, stop, dtype, "base")
+            yield Piece(planned.name, planned.shape, start, stop), members, base
+
+
+def _among(line: Line, members: Sequence[int], count: int) -> Line:
+    """The line through the members that hold a tensor: what the others would have given is left out."""
+    if len(members) == count:
+        return line
+    coefficients = [line.coefficients[i] for i in members]
+    total = math.fsum(coefficients)
+    if line.base == 0 and total != 0:
+        return replace(line, coefficients=coefficients, divisor=total if line.affine else line.divisor)
+    return replace(line, coefficients=coefficients, base=line.divisor - total)
+
+
+def _wide(job: _Job, planned: Planned) -> type[np.floating[Any]]:
+    owners = [job.sources[i] for i in planned.members]
+    owners += [job.base] if planned.base and job.base is not None else []
+    codes = [
+        source.code(planned.name if planned.name in source else source.aliases[planned.name])
+        for source in owners
+    ]
+    return wide_dtype([*codes, planned.code])
+
+
+def _bits(x: Array) -> Array:
+    return x.view(np.int64 if x.dtype == np.float64 else np.int32)
+
+
+def _floats(code: str, stored: Array) -> Array:
+    """Something whose finiteness is that of the stored entries."""
+    if code == "BF16":
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if not is_float(code) or code.startswith("F8"):
+        return widen(code, stored, np.empty(stored.size, np.float32))
+    return stored
+
+
+def _is_numpy(member: Any) -> bool:
+    """Whether a member is of NumPy; what is given as a path becomes torch, which has all dtypes."""
+    if isinstance(member, Checkpoint):
+        return member.framework == "numpy"
+    return isinstance(member, Mapping) and isinstance(
+        next(iter(member.values()), None), np.ndarray | np.generic
+    )
+
+
+def _array(name: str, planned: Planned, content: Array, torch: bool) -> Any:
+    def fill(buffer: memoryview) -> None:
+        buffer[:] = content.data
+
+    return build(name, planned.code, planned.shape, fill, "torch" if torch else "numpy")
+
+
+def _check_option(name: str, value: str, options: Any) -> None:
+    if value not in get_args(options):
+        raise InputError(f"{name}: expected one of {', '.join(get_args(options))}, got {value!r}.")

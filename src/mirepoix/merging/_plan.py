@@ -1,0 +1,303 @@
+"""What a merge will do, decided from names, dtypes and shapes before any tensor is read.
+
+Each name of the output is one of four: a float tensor, which the rule combines; an integer tensor, which has no
+average and follows a policy; an alias (tied weights), written once and named twice; or a float tensor of which
+some members hold more rows than others, as after adding words to a vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from mirepoix.checkpoints._tensors import CODES, DTYPES
+from mirepoix.merging._inputs import FLOAT8, Source, is_float
+from mirepoix.types import InputError
+
+__all__ = ["Names", "Plan", "Planned", "plan_merge"]
+
+Names: TypeAlias = Literal["strict", "intersection", "union"]
+
+HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "embed_in.weight",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One tensor of the output.
+
+    Attributes:
+        name: Its name.
+        code: Its dtype, as a code of safetensors.
+        shape: Its shape.
+        members: Numbers of the members that hold it.
+        base: Whether the base holds it.
+        rows: Rows of the base and of every member that holds it, where they differ.
+    """
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    members: tuple[int, ...]
+    base: bool
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the rule combines it."""
+        return is_float(self.code)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * DTYPES[self.code][1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of the output, in the order of the first member, and the names that are tied."""
+
+    tensors: dict[str, Planned]
+    aliases: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_merge(
+    sources: Sequence[Source],
+    base: Source | None,
+    *,
+    names: Names = "strict",
+    dtype: str | None = None,
+    rows: bool = False,
+    untie: bool = False,
+    upcast: bool = False,
+) -> Plan:
+    """Decide, or raise `InputError` with the member, the name and what would allow it."""
+    if names not in get_args(Names):
+        raise InputError(f"names: expected one of {', '.join(get_args(Names))}, got {names!r}.")
+    out = _out_code(dtype)
+    aliases = {} if untie else _common_aliases(sources, base)
+    everything = list(dict.fromkeys(name for source in sources for name in source.names))
+    chosen = [name for name in everything if name not in aliases]
+    notes = []
+    if names == "strict":
+        for source in [*sources[1:], *([base] if base is not None else [])]:
+            _check_names(sources[0], source, aliases)
+    elif names == "intersection":
+        everyone = [*sources, *([base] if base is not None else [])]
+        dropped = [name for name in chosen if not all(_holds(source, name, untie) for source in everyone)]
+        chosen = [name for name in chosen if name not in set(dropped)]
+        if dropped:
+            notes.append(f"{len(dropped)} names that not all members hold were left out: {_some(dropped)}")
+    else:
+        partial = [name for name in chosen if not all(_holds(source, name, untie) for source in sources)]
+        if partial:
+            notes.append(
+                f"{len(partial)} names were merged from the members that hold them: {_some(partial)}"
+            )
+    if not chosen:
+        raise InputError(
+            f"{sources[0].label}: shares no name with the other members, so nothing can be merged."
+        )
+    tensors = {
+        name: _planned(name, sources, base, out=out, rows=rows, untie=untie, upcast=upcast) for name in chosen
+    }
+    kept = {name: target for name, target in aliases.items() if target in tensors and name in everything}
+    widened = _widened(tensors.values(), sources) if out is None else None
+    if widened:
+        warnings.warn(widened, stacklevel=4)
+    return Plan(tensors, kept, notes)
+
+
+def _out_code(dtype: str | None) -> str | None:
+    if dtype is None:
+        return None
+    short = {
+        "f64": "float64",
+        "f32": "float32",
+        "f16": "float16",
+        "fp16": "float16",
+        "fp32": "float32",
+        "bf16": "bfloat16",
+    }
+    name = short.get(dtype, dtype)
+    if name not in ("float64", "float32", "float16", "bfloat16"):
+        raise InputError(f"dtype: expected float64, float32, float16 or bfloat16, got {dtype!r}.")
+    return CODES[name]
+
+
+# Names.
+
+
+def _tied(source: Source) -> dict[str, str]:
+    """Names that hold the values of another: seen in the file, or said by the model's configuration."""
+    tied = dict(source.aliases)
+    config = getattr(source.checkpoint, "config", None) or {}
+    names = set(source.names)
+    if config.get("tie_word_embeddings"):
+        head = next((n for n in HEADS if n not in names), None)
+        embedding = next((n for n in source.names if n.endswith(EMBEDDINGS)), None)
+        if head and embedding and not any(n in names for n in HEADS):
+            tied[head] = embedding
+    return tied
+
+
+def _common_aliases(sources: Sequence[Source], base: Source | None) -> dict[str, str]:
+    """Names tied in every member; where some hold both names, they must hold the same values twice."""
+    everyone = [*sources, *([base] if base is not None else [])]
+    tied = [_tied(source) for source in everyone]
+    found: dict[str, str] = {}
+    for name, target in {n: t for each in tied for n, t in each.items()}.items():
+        if not any(name in source.names for source in everyone):
+            continue  # tied by configuration, and written once by all: nothing to do
+        for source, each in zip(everyone, tied, strict=True):
+            if each.get(name) == target or (name not in source.names and target in source.names):
+                continue
+            if (
+                name not in source.names
+                or target not in source.names
+                or source.bytes(name) != source.bytes(target)
+            ):
+                by = next(
+                    s.label for s, other in zip(everyone, tied, strict=True) if other.get(name) == target
+                )
+                raise InputError(
+                    f"{source.label}: {name!r} and {target!r} differ, but {by} holds them as one tensor "
+                    "(tied weights). Pass untie=True (--untie) to merge them apart."
+                )
+        found[name] = target
+    return found
+
+
+def _holds(source: Source, name: str, untie: bool) -> bool:
+    return name in source or (untie and name in _tied(source))
+
+
+def _check_names(first: Source, source: Source, aliases: Mapping[str, str]) -> None:
+    ours = [name for name in first.names if name not in aliases]
+    theirs = [name for name in source.names if name not in aliases]
+    a, b = set(ours), set(theirs)
+    if a == b:
+        return
+    sides = [
+        f"{len(only)} only in {owner.label}: {_some(only)}"
+        for owner, only in (
+            (first, [n for n in ours if n not in b]),
+            (source, [n for n in theirs if n not in a]),
+        )
+        if only
+    ]
+    advice = (
+        "Members need the same architecture and the same head. Names can be changed with rename={'pattern': "
+        "'replacement'} (--rename), or merged where shared with names='intersection' (--names intersection)."
+    )
+    for prefix in ("module.", "_orig_mod.", "model.", "backbone."):
+        if {name.removeprefix(prefix) for name in a} == {name.removeprefix(prefix) for name in b}:
+            advice = f"They agree without the prefix {prefix!r}: rename={{'^{prefix}': ''}} (--rename '^{prefix}=')."
+    raise InputError(
+        f"{first.label} and {source.label} cannot be merged: names differ, {'; '.join(sides)}. {advice}"
+    )
+
+
+# Dtypes and shapes.
+
+
+def _planned(
+    name: str,
+    sources: Sequence[Source],
+    base: Source | None,
+    *,
+    out: str | None,
+    rows: bool,
+    untie: bool,
+    upcast: bool,
+) -> Planned:
+    holders = tuple(i for i, source in enumerate(sources) if _holds(source, name, untie))
+    in_base = base is not None and _holds(base, name, untie)
+    owners = [*([base] if in_base and base is not None else []), *(sources[i] for i in holders)]
+    codes = [source.code(_where(source, name, untie)) for source in owners]
+    shapes = [source.shape(_where(source, name, untie)) for source in owners]
+    for source, code in zip(owners, codes, strict=True):
+        if code.startswith("C"):
+            raise InputError(
+                f"{source.label}: {name!r} is {DTYPES[code][0]}. Split it into real and imaginary part."
+            )
+        if code in FLOAT8 and not upcast:
+            raise InputError(
+                f"{source.label}: {name!r} is {DTYPES[code][0]}, whose values may need the scales of the checkpoint. "
+                "Dequantise it first, or pass upcast=True (--upcast) if its values are as stored."
+            )
+    kinds = {is_float(code) for code in codes}
+    if len(kinds) > 1 or (kinds == {False} and len(set(codes)) > 1):
+        i = next(i for i, code in enumerate(codes) if code != codes[0])
+        raise InputError(
+            f"{name!r} is {DTYPES[codes[0]][0]} in {owners[0].label} and {DTYPES[codes[i]][0]} in {owners[i].label}. "
+            "Convert it to the dtype that the network declares."
+        )
+    member_codes = codes[1:] if in_base else codes
+    code = codes[0] if kinds == {False} else out or _widest(member_codes)
+    if len(set(shapes)) == 1:
+        return Planned(name, code, shapes[0], holders, in_base)
+    i = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+    differ = f"{name!r} has shape {shapes[0]} in {owners[0].label} and {shapes[i]} in {owners[i].label}"
+    if kinds == {True} and all(shape and shape[1:] == shapes[0][1:] for shape in shapes):
+        if rows:
+            most = max(shape[0] for shape in shapes[1 if in_base else 0 :])
+            return Planned(
+                name, code, (most, *shapes[0][1:]), holders, in_base, tuple(shape[0] for shape in shapes)
+            )
+        raise InputError(
+            f"{differ}: the number of rows differs. For vocabularies that grew at their end pass rows=True (--rows): "
+            "common rows are merged, the others copied. A head of other classes must be replaced first."
+        )
+    raise InputError(
+        f"{differ}. Members need the same architecture and the same head; attach one with `with_head(theta, head)`."
+    )
+
+
+def _where(source: Source, name: str, untie: bool) -> str:
+    return name if name in source or not untie else _tied(source)[name]
+
+
+def _widest(codes: Iterable[str]) -> str:
+    order = ("F16", "BF16", "F32", "F64")
+    found = {"BF16" if code in FLOAT8 else code for code in codes}
+    if {"F16", "BF16"} <= found:
+        found.add("F32")
+    return max(found, key=order.index)
+
+
+def _widened(tensors: Iterable[Planned], sources: Sequence[Source]) -> str | None:
+    found = []
+    for planned in tensors:
+        if planned.is_float and planned.rows is None:
+            codes = {}
+            for i in planned.members:
+                if planned.name in sources[i]:
+                    codes.setdefault(sources[i].code(planned.name), sources[i].label)
+            if len(codes) > 1:
+                both = " and ".join(f"{DTYPES[code][0]} in {label}" for code, label in codes.items())
+                found.append(f"{planned.name!r} is {both}, and {DTYPES[planned.code][0]} in the result")
+    if not found:
+        return None
+    more = f" (and {len(found) - 1} more such differences)" if len(found) > 1 else ""
+    return f"dtypes differ: {found[0]}{more}. Name the dtype of the result (dtype=, --dtype) to silence this."
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
