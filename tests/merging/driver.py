@@ -72,7 +72,9 @@ def drive(rule, members, base=None, *, chunk=BLOCK, block=BLOCK, wide=False):
             before = [x.copy() for x in given]
             with np.errstate(all="ignore"):
                 if isinstance(rule, LinearRule):
-                    merged = on_a_line(rule.line(name, len(given), measured), inputs.labels, tensor, given, start)
+                    merged = on_a_line(
+                        rule.line(name, len(given), measured), inputs.labels, tensor, given, start
+                    )
                 else:
                     merged = rule.combine(piece, given, start, measured)
             for x, kept in zip(given, before, strict=True):
@@ -92,7 +94,10 @@ def drive(rule, members, base=None, *, chunk=BLOCK, block=BLOCK, wide=False):
 def on_a_line(line, labels, tensor, members, base):
     """What `merge` does with linear rules: only terms that count are read, and equal entries stay if it is affine."""
     held = dict(zip(tensor.labels, members, strict=True))
-    terms = [(line.base, base), *((c, held.get(label)) for label, c in zip(labels, line.coefficients, strict=True))]
+    terms = [
+        (line.base, base),
+        *((c, held.get(label)) for label, c in zip(labels, line.coefficients, strict=True)),
+    ]
     terms = [(c, x) for c, x in terms if c != 0]
     total = terms[0][0] * terms[0][1]
     for c, x in terms[1:]:

@@ -33,7 +33,7 @@ def test_six_entries_by_hand():
     np.testing.assert_allclose(merged, expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize(("normalize", "below"), [(None, 1.0), ("weights", 2.5), ("count", 2.0)])
+@pytest.mark.parametrize(("normalize", "below"), [(False, 1.0), (True, 2.5), ("count", 2.0)])
 def test_the_sum_is_divided_as_asked(normalize, below):
     plain = drive(Dare(coefficients=[0.5, -2.0]), SIX, BASE)["w"] - BASE["w"]
     divided = drive(Dare(coefficients=[0.5, -2.0], normalize=normalize), SIX, BASE)["w"] - BASE["w"]
@@ -41,7 +41,7 @@ def test_the_sum_is_divided_as_asked(normalize, below):
     np.testing.assert_allclose(divided, plain / below, atol=1e-14)
 
 
-@pytest.mark.parametrize("normalize", [None, "weights", "count"])
+@pytest.mark.parametrize("normalize", [False, True, "count"])
 def test_election_adds_only_what_agrees(normalize):
     seed = mixed_seed()
     weights = (0.5, 2.0)
@@ -53,7 +53,7 @@ def test_election_adds_only_what_agrees(normalize):
         ]
         sign = 1 if sum(v for _, v in terms) >= 0 else -1
         agree = [(w, v) for w, v in terms if v * sign > 0]
-        below = {None: 1, "weights": sum(w for w, _ in agree), "count": len(agree)}[normalize]
+        below = {False: 1, True: sum(w for w, _ in agree), "count": len(agree)}[normalize]
         if agree:
             expected[e] += sum(v for _, v in agree) / below
     rule = Dare(coefficients=list(weights), seed=seed, elect=True, normalize=normalize)
@@ -197,6 +197,15 @@ def test_a_tensor_that_some_members_lack_is_merged_from_the_others():
     members = {"x": {"b": np.ones(2)}, "y": {"a": np.ones(2), "b": np.ones(2)}}
     merged = drive(Dare(density={"x": 0.3, "y": 1.0}), members, base)
     assert merged["a"].tolist() == [1.0, 1.0]
+    assert drive(Dare(coefficients=[5.0, 2.0], density=1.0), members, base)["a"].tolist() == [2.0, 2.0]
+
+
+def test_densities_may_differ_by_name():
+    base = {"a": np.zeros(2), "b": np.zeros(2)}
+    seed = next(s for s in range(100) if masks(s, name="b", labels="0", size=2)[0].tolist() == [False, True])
+    rule = Dare(density=[[("a", 1.0), ("", 0.5)]], seed=seed)
+    merged = drive(rule, [{"a": np.ones(2), "b": np.ones(2)}], base)
+    assert (merged["a"].tolist(), merged["b"].tolist()) == ([1, 1], [0, 2])
 
 
 @pytest.mark.parametrize(

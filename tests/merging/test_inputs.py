@@ -30,7 +30,9 @@ def test_every_float8_widens_to_the_value_torch_gives(code):
 def test_every_bfloat16_survives_the_way_there_and_back():
     bits = np.arange(1 << 16, dtype=np.uint32).astype("<u2")
     wide = widen("BF16", bits, np.empty(bits.size, np.float32))
-    np.testing.assert_array_equal(wide, torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy())
+    np.testing.assert_array_equal(
+        wide, torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+    )
     again = narrow("BF16", wide)
     numbers = ~np.isnan(wide)
     np.testing.assert_array_equal(again[numbers], bits[numbers])
@@ -88,14 +90,14 @@ def test_renaming_is_applied_in_order_and_must_keep_names_apart():
     source = Source(theta, "it", {"^module.": "", "^b$": "c"})
     assert source.names == ["a", "c"]
     assert source.wide("c", 0, 1).tolist() == [1]
-    with pytest.raises(InputError, match="rename makes 'module.a' and 'module.b' both 'x'"):
+    with pytest.raises(InputError, match=r"rename makes 'module.a' and 'module.b' both 'x'"):
         Source(theta, "it", {"^.*$": "x"})
-    with pytest.raises(InputError, match="is not a substitution"):
+    with pytest.raises(InputError, match=r"is not a substitution"):
         Source(theta, "it", {"(": "x"})
 
 
 def test_what_is_no_member_is_refused():
-    with pytest.raises(InputError, match="expected weights by name or the path of a file, got int"):
+    with pytest.raises(InputError, match=r"expected weights by name or the path of a file, got int"):
         open_source(3, "member 0")
-    with pytest.raises(InputError, match="names that are text"):
+    with pytest.raises(InputError, match=r"names that are text"):
         open_source({1: np.zeros(1)}, "member 0")

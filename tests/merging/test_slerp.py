@@ -169,7 +169,8 @@ def test_pieces_do_not_matter(on):
 
 def test_a_tensor_of_one_member_only_is_that():
     a, b = {"w": at(0)["w"], "x": np.array([-0.0, 2.0])}, at(90)
-    assert bits({"x": drive(Slerp(t=0.25), [a, b])["x"]}) == bits({"x": a["x"]})
+    for rule in (Slerp(t=0.25), Slerp(coefficients=[0.3, 0.7])):
+        assert bits({"x": drive(rule, [a, b])["x"]}) == bits({"x": a["x"]})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tests.merging.driver import bits
+from tests.merging.driver import InputsOf, bits
 
-from mirepoix.merging._statistics import mean, opened, positive_weights, statistics
+from mirepoix.merging._statistics import mean, opened, positive_weights, statistics, weights_of
 from mirepoix.types import InputError
 
 
@@ -64,11 +64,19 @@ def test_statistics_of_a_tensor_are_all_or_none_and_of_its_shape():
         statistics(list(whole), "w", (2,))
 
 
+def test_weights_are_those_of_the_members_that_hold_a_tensor():
+    inputs = InputsOf({"x": {"w": np.ones(1)}, "y": {"v": np.ones(1), "w": np.ones(1)}}, None, 5)
+    given = {"y": 2.0, "x": [("v", 1.0), ("", 3.0)]}
+    assert weights_of(given, inputs.labels, inputs.tensor("w")) == [3.0, 2.0]
+    assert weights_of([3.0, 2.0], inputs.labels, inputs.tensor("v")) == [2.0]
+    assert weights_of(None, inputs.labels, inputs.tensor("v")) == [1.0]
+
+
 def test_weights_are_not_negative_and_not_all_zero():
-    assert positive_weights(None, "xy", "w") == [1.0, 1.0]
-    assert positive_weights({"y": 2.0, "x": [("v", 1.0), ("", 0.0)]}, "xy", "w") == [0.0, 2.0]
+    tensor = InputsOf({"x": {"w": np.ones(1)}, "y": {"w": np.ones(1)}}, None, 5).tensor("w")
+    assert positive_weights([0.0, 2.0], "xy", tensor) == [0.0, 2.0]
     for wrong in ([1.0, -1.0], [0.0, 0.0]):
         with pytest.raises(
             InputError, match="coefficients for 'w': expected numbers of at least 0, not all 0"
         ):
-            positive_weights(wrong, "xy", "w")
+            positive_weights(wrong, "xy", tensor)

@@ -64,7 +64,7 @@ def test_six_entries_by_hand_with_weights_as_peft_elects_and_counts():
 
 
 def test_without_normalisation_what_agrees_is_added():
-    merged = drive(Ties(density=0.5, normalize=None), SIX, ZERO)["w"]
+    merged = drive(Ties(density=0.5, normalize=False), SIX, ZERO)["w"]
     np.testing.assert_allclose(merged, [5, -10, 7, 9, 3, 0])
 
 
@@ -130,6 +130,18 @@ def test_each_member_may_have_its_density():
         assert drive(Ties(density=density), members, base)["w"].tolist() == [4, 3, 2, 4]
 
 
+def test_within_tensors_densities_may_differ_by_name():
+    base = {"a": np.zeros(2), "b": np.zeros(2)}
+    members = [{"a": np.array([4.0, 3.0]), "b": np.array([1.0, 2.0])}]
+    rule = Ties(density=[[("a", 1.0), ("", 0.5)]], scope="tensor")
+    merged = drive(rule, members, base)
+    assert (merged["a"].tolist(), merged["b"].tolist()) == ([4, 3], [0, 2])
+    with pytest.raises(InputError, match="one that differs from tensor to tensor needs scope='tensor'"):
+        Ties(density=[lambda name: 0.5])
+    with pytest.raises(InputError, match=r"density for 'a': expected the kept share, in \(0, 1\], got 2.0"):
+        drive(Ties(density=[lambda name: 2.0], scope="tensor"), members, base)
+
+
 def test_coefficients_may_differ_from_tensor_to_tensor():
     base = {"a": np.zeros(1), "b": np.zeros(1)}
     members = [{"a": np.ones(1), "b": np.ones(1)}, {"a": 4 * np.ones(1), "b": 4 * np.ones(1)}]
@@ -140,7 +152,7 @@ def test_coefficients_may_differ_from_tensor_to_tensor():
 def test_a_tensor_that_some_members_lack_is_merged_from_the_others():
     base = {"a": np.zeros(2), "b": np.zeros(2)}
     members = [{"b": np.array([9.0, 8.0])}, {"a": np.array([4.0, 3.0]), "b": np.array([1.0, 2.0])}]
-    merged = drive(Ties(density=0.5), members, base)
+    merged = drive(Ties(coefficients=[0.5, 2.0], density=0.5), members, base)
     assert merged["a"].tolist() == [4, 3]
     assert merged["b"].tolist() == [9, 0]
 
@@ -150,9 +162,7 @@ def test_not_a_number_is_neither_trimmed_nor_outvoted():
     members[1]["a"][2, 3] = np.nan
     assert np.isnan(drive(Ties(density=0.1), members, base)["a"][2, 3])
     with np.errstate(invalid="ignore"):
-        assert np.isnan(
-            disjoint_sum([np.array([np.nan]), np.array([1.0])], [1.0, 1.0], "weighted", "weights")
-        )
+        assert np.isnan(disjoint_sum([np.array([np.nan]), np.array([1.0])], [1.0, 1.0], "weighted", True))
 
 
 def test_unchanged_entries_are_the_base_to_the_last_bit():
@@ -179,7 +189,7 @@ def test_pieces_do_not_matter(scope):
         (lambda: Ties(density={"x": -1.0}), "got -1.0"),
         (lambda: Ties(scope="layer"), "scope: expected 'global' or 'tensor', got 'layer'"),
         (lambda: Ties(elect="count"), "elect: expected 'weighted' or 'unweighted', got 'count'"),
-        (lambda: Ties(normalize=True), "normalize: expected 'weights', 'count' or None, got True"),
+        (lambda: Ties(normalize="weights"), "normalize: expected True, False or 'count', got 'weights'"),
         (lambda: Ties(scale=math.inf), "scale: expected a finite number, got inf"),
         (lambda: Ties(density=[0.5]).check("xy"), r"density: expected one per member \(2\), got 1"),
         (

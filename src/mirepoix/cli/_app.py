@@ -11,6 +11,7 @@ import typer
 
 from mirepoix import __version__
 from mirepoix.cli._connect import connect
+from mirepoix.cli._fast import parsed
 from mirepoix.cli._rebuild import rebuild
 from mirepoix.cli._report import report
 from mirepoix.cli._run import run
@@ -55,7 +56,7 @@ app.info.help = "Train several fine-tunings from one start, average or ensemble 
 def main() -> None:
     """Run the command line: exit code 2 and one message for what a person can mend."""
     try:
-        app()
+        _run()
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -75,6 +76,23 @@ def main() -> None:
         else:
             raise
         _fail(f"{error.filename or 'output'}: {error.strerror}: {advice}", 2)
+
+
+FAST = {"soup": soup}
+"""Verbs that are done sooner than typer would have read their options."""
+
+
+def _run() -> None:
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    arguments = parsed(FAST[verb], sys.argv[2:]) if verb in FAST else None
+    if arguments is None:
+        app()
+        return
+    try:
+        FAST[verb](**arguments)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    sys.exit(0)
 
 
 def _fail(message: str, code: int) -> None:

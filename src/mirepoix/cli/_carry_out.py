@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,8 @@ def carry_out(
         )
     with new_folder(out) as folder:
         _copy_companions(Path(description.members[0]), folder, description.options.get("dtype"))
-        return write(folder / "model.safetensors")
+        report = write(folder / "model.safetensors")
+    return replace(report, files=tuple(out / file.name for file in report.files))
 
 
 def record_of(description: Description, report: MergeReport, out: Path, command: str) -> dict[str, Any]:

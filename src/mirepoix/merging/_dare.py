@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from mirepoix.merging._coefficients import check_coefficients, resolve
+from mirepoix.merging._coefficients import check_coefficients
 from mirepoix.merging._rule import Array, Coefficients, Inputs, Piece, Rule, TensorInputs
+from mirepoix.merging._statistics import weights_of
 from mirepoix.merging._ties import (
     Normalize,
     add_delta,
+    check_densities,
     check_density,
     check_normalize,
     check_scale,
@@ -54,14 +56,16 @@ class Dare(Rule):
     Args:
         coefficients: The weights :math:`w`, one per member; by default :math:`1/N`, for the mean. Each is a
             number, a function of the tensor's name, or pairs of a pattern and a number.
-        density: The kept share :math:`1 - p` (not the dropped one), in (0, 1]; one, or one per member.
+        density: The kept share :math:`1 - p` (not the dropped one), in (0, 1]; one, or one per member, which may
+            differ by the tensors' names as coefficients may.
         seed: Where the random numbers start.
         rescale: Divide by the density, as published; or multiply by what restores the sum of magnitudes of each
             member's tensor (one more reading); or leave the kept changes as they are.
         scale: The factor :math:`\lambda`.
         elect: Elect a sign per entry and add only what agrees with it, as in `Ties`.
-        normalize: Divide by the sum of :math:`|w_i|` or by the number of members (of those that agree under
-            ``elect``, else of all), or not at all.
+        normalize: Divide by the sum of :math:`|w_i|` or by the number of members (``"count"``), of those that
+            agree under ``elect``, else of all. The mean over agreeing members of TIES is ``elect=True,
+            normalize=True``.
 
     Raises:
         InputError: If a density is outside (0, 1] or an option is unknown.
@@ -83,12 +87,12 @@ class Dare(Rule):
     needs_base = True
 
     coefficients: Coefficients | None = None
-    density: float | Sequence[float] | Mapping[str, float] = 0.5
+    density: float | Coefficients = 0.5
     seed: int = 0
     rescale: Literal["expectation", "l1"] | None = "expectation"
     scale: float = 1.0
     elect: bool = False
-    normalize: Normalize = None
+    normalize: Normalize = False
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -102,19 +106,20 @@ class Dare(Rule):
     def check(self, labels: Sequence[str]) -> None:
         """One coefficient, and one density if there are several, per member."""
         check_coefficients(self.coefficients, labels)
-        densities(self.density, labels)
+        check_densities(self.density, labels)
 
-    def survey(self, inputs: Inputs) -> dict[str, float]:
-        """The members' densities."""
-        return dict(zip(inputs.labels, densities(self.density, inputs.labels), strict=True))
+    def survey(self, inputs: Inputs) -> Sequence[str]:
+        """The members' names."""
+        return tuple(inputs.labels)
 
     def measure(self, tensor: TensorInputs, survey: Any) -> _Measured:
         """The members' factors for this tensor."""
         labels = tensor.labels
-        weights = resolve(self.coefficients, labels, tensor.name)
+        weights = weights_of(self.coefficients, survey, tensor)
         if self.coefficients is None:
             weights = [1 / len(labels)] * len(labels)
-        shares = [survey[label] for label in labels]
+        every = densities(self.density, survey, tensor.name)
+        shares = [every[label] for label in labels]
         factors = [1.0] * len(labels)
         if self.rescale == "expectation":
             factors = [1 / share for share in shares]
@@ -148,8 +153,8 @@ class Dare(Rule):
         mixed = deltas[0] * known.weights[0]
         for delta, weight in zip(deltas[1:], known.weights[1:], strict=True):
             mixed += delta * weight
-        if self.normalize is not None:
-            total = math.fsum(map(abs, known.weights)) if self.normalize == "weights" else len(deltas)
+        if self.normalize:
+            total = len(deltas) if self.normalize == "count" else math.fsum(map(abs, known.weights))
             mixed = mixed / total if total else mixed
         return add_delta(base, mixed, self.scale)
 

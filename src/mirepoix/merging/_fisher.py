@@ -91,7 +91,7 @@ class Fisher(Rule):
 
     def measure(self, tensor: TensorInputs, survey: Any) -> _Measured:
         """The diagonals for one tensor."""
-        weights = positive_weights(self.coefficients, tensor.labels, tensor.name)
+        weights = positive_weights(self.coefficients, list(survey), tensor)
         known = [survey[label] for label in tensor.labels]
         sources = statistics([source for source, _ in known], tensor.name, tensor.shape)
         return _Measured(weights, sources, [factor for _, factor in known])
@@ -197,9 +197,8 @@ def fisher_diagonal(
 
     for batch in batches:
         left = len(batch.images) if samples is None else min(len(batch.images), samples - seen)
-        for images, true in zip(
-            batch.images[:left].split(chunk), batch.labels[:left].split(chunk), strict=True
-        ):
+        for start in range(0, left, chunk):
+            images, true = (x[start : min(start + chunk, left)] for x in (batch.images, batch.labels))
             ones = torch.ones(len(images), device=images.device)
             if labels == "true":
                 add(images, true, ones)

@@ -198,8 +198,21 @@ class _Dense:
 
     def _renamed(self, name: str) -> str:
         for pattern, replacement in self.rename.items():
-            name = re.sub(pattern, replacement, name)
+            try:
+                name = re.sub(pattern, replacement, name)
+            except re.error as error:
+                raise InputError(
+                    f"rename: {pattern!r} -> {replacement!r} is not a substitution: {error}."
+                ) from error
         return name
+
+    def _change(self, name: str, steps: Callable[[], Steps]) -> None:
+        if name in self.steps:
+            raise InputError(
+                f"base: {name!r} is changed twice by one adapter, for example by bias and lora_bias. Merge the "
+                "adapters with merge_adapters, which keeps both."
+            )
+        self.steps[name] = steps
 
     def _weight(self, module: str) -> str:
         plain = module.replace(".base_layer.", ".")
@@ -225,7 +238,8 @@ class _Dense:
 
     def _orientations(self, weights: Mapping[str, str], transposed: str | None) -> dict[str, bool]:
         """Whether the base has each weight as (in, out)."""
-        said = bool(self.members.adapters[0].config.get("fan_in_fan_out"))
+        flags = {bool(adapter.config.get("fan_in_fan_out")) for adapter in self.members.adapters}
+        said = True in flags
         turned: dict[str, bool] = {}
         square, contradictions = [], []
         for module, name in weights.items():
@@ -245,11 +259,11 @@ class _Dense:
                 turned[module] = said if transposed is None else bool(re.search(transposed, module))
             elif turned[module] != said:
                 contradictions.append(module)
-        if square and contradictions and transposed is None:
+        if square and transposed is None and (contradictions or len(flags) > 1):
+            why = f"wrong for {some(contradictions, 3)}" if contradictions else "not the same in all adapters"
             raise InputError(
-                f"base: {weights[square[0]]!r} is square, and fan_in_fan_out {said} is wrong for "
-                f"{some(contradictions, 3)}. Pass transposed=, a regular expression for the modules that are "
-                "stored as (in, out)."
+                f"base: {weights[square[0]]!r} is square, and fan_in_fan_out is {why}. Pass transposed=, a regular "
+                "expression for the modules that are stored as (in, out)."
             )
         return turned
 
@@ -258,9 +272,9 @@ class _Dense:
         if not any(term.coefficient for term in terms):
             return
         if any(term.layer.magnitude for term in terms):
-            self.steps[name] = lambda: self._dora(module, name, turned)
+            self._change(name, lambda: self._dora(module, name, turned))
         else:
-            self.steps[name] = lambda: self._product(module, name, turned)
+            self._change(name, lambda: self._product(module, name, turned))
         biased = [term for term in terms if term.layer.bias]
         if biased:
             end = "in_proj_bias" if name.endswith("in_proj_weight") else "bias"
@@ -269,7 +283,7 @@ class _Dense:
                 raise InputError(
                     f"base: expected {bias!r}, which the adapters change (lora_bias), got no such name."
                 )
-            self.steps[bias] = lambda: self._bias(bias, biased)
+            self._change(bias, lambda: self._bias(bias, biased))
 
     def _product(self, module: str, name: str, turned: bool) -> Steps:
         terms = self.members.terms(module)
@@ -297,9 +311,8 @@ class _Dense:
                 weight = base.reshape(delta.shape[::-1]).T if turned else base.reshape(delta.shape)
                 moved = weight + delta
                 magnitude = term.adapter.values(term.layer.magnitude).reshape(-1, 1)
-                with np.errstate(
-                    divide="ignore", invalid="ignore"
-                ):  # an output without inputs is found later
+                # Where an output has no inputs, the result is not finite and will be refused.
+                with np.errstate(divide="ignore", invalid="ignore"):
                     delta = magnitude / np.linalg.norm(moved, axis=1, keepdims=True) * moved - weight
             change += term.coefficient * (delta.T if turned else delta).reshape(-1)
         self.squares[module] += float(change @ change)
@@ -360,12 +373,12 @@ class _Dense:
         if not known:
             self.added[target] = widest([adapter.code(name) for adapter in holders]), first.shape(name)
         if not is_float(first.code(name)):
-            self.steps[target] = lambda: iter([(0, common_integers(holders, name))])
+            self._change(target, lambda: iter([(0, common_integers(holders, name))]))
         elif known:
-            self.steps[target] = lambda: self._moved(target, terms, name)
+            self._change(target, lambda: self._moved(target, terms, name))
         else:
             check_sum(self.members, base_name(name), "the base does not have it, so it can only be averaged")
-            self.steps[target] = lambda: iter([(0, average(terms, name))])
+            self._change(target, lambda: iter([(0, average(terms, name))]))
 
     def _moved(self, target: str, terms: Sequence[tuple[LoraAdapter, float]], name: str) -> Steps:
         total = math.fsum(number for _, number in terms)
@@ -373,10 +386,8 @@ class _Dense:
             yield 0, average(terms, name)
         else:
             base = self.base.wide(target, 0, math.prod(self.base.shape(target)), np.float64)
-            yield (
-                0,
-                base + sum(number * (adapter.values(name).reshape(-1) - base) for adapter, number in terms),
-            )
+            moves = (number * (adapter.values(name).reshape(-1) - base) for adapter, number in terms)
+            yield 0, base + sum(moves)
 
     def _saved_whole(self, target: str) -> bool:
         """Whether the settings say that this belongs to a module that is new, or trained whole."""

@@ -7,6 +7,7 @@ what will differ from mergekit's own result, is a note.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
@@ -46,12 +47,7 @@ USED: Mapping[str, tuple[str, ...]] = {
     "slerp": ("t",),
     "model_stock": ("filter_wise",),
 }
-PARAMETERS = (
-    *SPARSE,
-    "t",
-    "filter_wise",
-    "int8_mask",
-)  # the last saves memory in mergekit, and changes no number
+PARAMETERS = (*SPARSE, "t", "filter_wise", "int8_mask")  # the last saves memory, and changes no number
 PER_MEMBER = ("weight", "density")  # the others are read for all members together, whatever a member says
 
 TOP = (
@@ -59,6 +55,10 @@ TOP = (
     "tokenizer_source", "tokenizer", "chat_template",
 )  # fmt: skip
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "t": (lambda t: 0 <= t <= 1, "numbers in [0, 1]"),
+    "density": (lambda k: 0 < k <= 1, "the kept share, in (0, 1]"),
+}
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -70,8 +70,8 @@ class MergekitRecipe:
         members: Paths of the members, as the current folder sees them. The base is one of them only where it
             is averaged like the others: of ``linear``, and first of ``slerp``.
         base: Path of the base, for rules that need one.
-        method: ``"average"``, ``"task-arithmetic"``, ``"ties"``, ``"dare"``, ``"dare-ties"`` (`Dare` with
-            ``elect``), ``"slerp"`` or ``"model-stock"``.
+        method: ``"average"``, ``"task-arithmetic"``, ``"ties"``, ``"dare"``, ``"dare-ties"`` (which is `Dare` with
+            ``elect=True``, not repeated in the parameters), ``"slerp"`` or ``"model-stock"``.
         parameters: Arguments of the rule, as JSON can hold them. One that depends on the tensor is a list of
             pairs of a regular expression and a number, the first that matches wins.
         dtype: Of the float tensors of the result; None for that of the members.
@@ -172,7 +172,7 @@ def _recipe(values: Any, folder: Path) -> MergekitRecipe:
     values = _mapping(values, "", TOP)
     method = _method(values.get("merge_method"))
     listed = _listed(values)
-    notes = _shared_notes(values, listed, method)
+    notes = _remarks(values, listed, method)
     entries, base = _roles(listed, method, notes)
     members = [_locate(entry.model, entry.key, folder) for entry in entries]
     found = _locate(base, "base_model", folder) if base is not None else None
@@ -215,20 +215,21 @@ def _listed(values: Mapping[str, Any]) -> _Listed:
     if models:
         entries = [_entry(item, f"models[{i}]", ()) for i, item in enumerate(_list(models, "models"))]
         return _Listed(_once(entries), shared, base)
-    if len(_list(slices, "slices")) > 1:
+    cuts = _list(slices, "slices")
+    if len(cuts) > 1:
         raise InputError(
             "slices: expected one slice over all layers, got several: slices that cut or reorder layers are not "
             "supported. Where they only give layers other numbers, list the models and give lists of numbers, "
             "which are interpolated over the layers."
         )
-    cut = _mapping(slices[0], "slices[0]", ("sources", "base_model", "parameters"))
+    cut = _mapping(cuts[0], "slices[0]", ("sources", "base_model", "parameters"))
     sources = _list(cut.get("sources"), "slices[0].sources")
     keys = [f"slices[0].sources[{i}]" for i in range(len(sources))]
     entries = [_entry(item, key, ("layer_range",)) for item, key in zip(sources, keys, strict=True)]
     ranges = [
         _range(item.get("layer_range"), f"{key}.layer_range") for item, key in zip(sources, keys, strict=True)
     ]
-    if any(r != ranges[0] or r[0] != 0 for r in ranges):
+    if any(r != ranges[0] or r[0] != 0 or r[1] < 1 for r in ranges):
         raise InputError(
             f"slices[0].sources: expected the same layers of all models, from 0 on, got {ranges}: slices that cut "
             "or reorder layers are not supported."
@@ -286,7 +287,7 @@ def _roles(listed: _Listed, method: str, notes: list[str]) -> tuple[list[_Entry]
 def _locate(model: str, key: str, folder: Path) -> str:
     """The path of a model as the current folder sees it."""
     places = list(dict.fromkeys([folder / model, Path(model)]))
-    there = [place for place in places if place.exists()]
+    there = [place for place in places if os.path.exists(place)]  # also where no file can have such a name
     if len(there) == 2 and not there[0].samefile(there[1]):
         raise InputError(
             f"{key}: {model!r} is both in the folder of this file and in the current one. Write the whole path."
@@ -308,7 +309,7 @@ def _locate(model: str, key: str, folder: Path) -> str:
 # What is not a number.
 
 
-def _shared_notes(values: Mapping[str, Any], listed: _Listed, method: str) -> list[str]:
+def _remarks(values: Mapping[str, Any], listed: _Listed, method: str) -> list[str]:
     notes = []
     for key, given in [*((f"{e.key}.parameters", e.parameters) for e in listed.entries), *listed.shared]:
         for name in given:
@@ -324,10 +325,7 @@ def _shared_notes(values: Mapping[str, Any], listed: _Listed, method: str) -> li
     source, key = values.get("tokenizer_source"), "tokenizer_source"
     if values.get("tokenizer"):
         tokenizer = _mapping(values["tokenizer"], "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
-        source, key = (
-            tokenizer.get("source", "union"),
-            "tokenizer.source",
-        )  # as in mergekit where it is missing
+        source, key = tokenizer.get("source", "union"), "tokenizer.source"  # "union" as in mergekit
         for name in ("tokens", "pad_to_multiple_of"):
             if tokenizer.get(name):
                 raise InputError(
@@ -416,13 +414,13 @@ class _Settings:
     def read(self) -> dict[str, Any]:
         """The arguments of the rule."""
         if self.method == "slerp":
-            return {"t": self._one("t", lambda t: 0 <= t <= 1, "in [0, 1]")}
+            return {"t": self._one("t")}
         if self.method == "model_stock":
             rows = self._flag("filter_wise", False)
             if rows:
                 self.notes.append(
-                    "filter_wise: one ratio per output unit; mergekit takes one per last axis of tensors of more than "
-                    "two axes"
+                    "filter_wise: one ratio per output unit; of tensors with more than two axes mergekit takes one "
+                    "per last axis"
                 )
             return {"scope": "row" if rows else "tensor", "clamp": False}
         weights = self._each("weight")
@@ -430,10 +428,10 @@ class _Settings:
         negative = any(number < 0 for weight in weights for number in _numbers(weight))
         if self.method == "linear":
             return {"coefficients": weights, "normalize": normalize, "extrapolate": negative}
-        scale = self._one("lambda", lambda _: True, "", 1.0)
+        scale = self._one("lambda", 1.0)
         if not isinstance(scale, float):
             raise InputError(
-                "parameters.lambda: expected one number for all tensors. Put it into the weights."
+                "lambda: expected one number for all tensors. Multiply the weights by it instead."
             )
         if self.method == "task_arithmetic":
             return {"coefficients": self._normalized(weights) if normalize else weights, "scale": scale}
@@ -442,36 +440,33 @@ class _Settings:
                 "weight: expected none below 0 with normalize: mergekit then divides by a sum that may be near 0. "
                 "Write normalize: false, or weights of at least 0."
             )
-        common = {
-            "coefficients": weights,
-            "density": self._density(),
-            "scale": scale,
-            "normalize": "weights" if normalize else None,
-        }
-        return common | (self._ties(common["density"]) if self.method == "ties" else self._dare())
+        each = self._each("density", 1.0)
+        density = each[0] if isinstance(each[0], float) and all(k == each[0] for k in each) else each
+        parameters = {"coefficients": weights, "density": density, "scale": scale, "normalize": normalize}
+        return parameters | (self._ties(density) if self.method == "ties" else self._dare(density))
 
     def _ties(self, density: Any) -> dict[str, Any]:
-        if density != 1.0:
+        if density != 1.0:  # else nothing is trimmed, and there is nothing to rescale
             if self._flag("rescale", False):
                 raise InputError(
-                    "parameters.rescale: ties without it only. Delete it, or use dare_ties, which drops at random."
+                    "rescale: is not supported for ties. Delete it, or use dare_ties, which drops at random."
                 )
             self.notes.append("density: rounded up to whole entries of a tensor; mergekit rounds down")
-        return {"scope": "tensor", "elect": "weighted"}
+        return {"scope": "tensor"}
 
-    def _dare(self) -> dict[str, Any]:
-        self.notes.append(
-            "density: other entries are dropped than by mergekit, which takes them from torch's state"
-        )
-        # The sum of magnitudes of each tensor is restored, which is not the published 1 / density.
-        rescale = "l1" if self._flag("rescale", True) else None
-        return {"rescale": rescale, "elect": self.method == "dare_ties"}
+    def _dare(self, density: Any) -> dict[str, Any]:
+        if density != 1.0:
+            self.notes.append(
+                "density: other entries are dropped than by mergekit, which takes them from torch's random state"
+            )
+        # mergekit restores the sum of magnitudes of each tensor; divided by the density as published it never is.
+        return {"rescale": "l1" if self._flag("rescale", True) else None}
 
     def _normalized(self, weights: Sequence[Setting]) -> list[float]:
         numbers = [weight for weight in weights if isinstance(weight, float)]
         if len(numbers) < len(weights):
             raise InputError(
-                "parameters.normalize: task_arithmetic with weights that differ from tensor to tensor cannot be "
+                "normalize: task_arithmetic with weights that differ from tensor to tensor cannot be "
                 "normalised. Write weights that sum to 1, or merge with linear."
             )
         total = math.fsum(numbers)
@@ -479,57 +474,37 @@ class _Settings:
             raise InputError(f"weight: expected a sum other than 0 to divide by (normalize), got {numbers}.")
         return [number / total for number in numbers]
 
-    def _density(self) -> float | list[Setting]:
-        each = self._each("density", lambda k: 0 < k <= 1, "the kept share, in (0, 1]", 1.0)
-        first = each[0]
-        return first if isinstance(first, float) and all(density == first for density in each) else each
+    def _each(self, name: str, default: float | None = None) -> list[Setting]:
+        own = [(f"{entry.key}.parameters", entry.parameters) for entry in self.entries]
+        return [self._setting(name, [scope, *self.shared], default) for scope in own]
 
-    def _each(
-        self,
-        name: str,
-        good: Callable[[float], bool] | None = None,
-        range_: str = "",
-        default: float | None = None,
-    ) -> list[Setting]:
-        return [
-            self._setting(
-                name, [(f"{entry.key}.parameters", entry.parameters), *self.shared], good, range_, default
-            )
-            for entry in self.entries
-        ]
-
-    def _one(
-        self, name: str, good: Callable[[float], bool], range_: str, default: float | None = None
-    ) -> Setting:
-        return self._setting(name, self.shared, good, range_, default)
+    def _one(self, name: str, default: float | None = None) -> Setting:
+        return self._setting(name, self.shared, default)
 
     def _setting(
-        self,
-        name: str,
-        scopes: Sequence[tuple[str, Mapping[str, Any]]],
-        good: Callable[[float], bool] | None,
-        range_: str,
-        default: float | None,
+        self, name: str, scopes: Sequence[tuple[str, Mapping[str, Any]]], default: float | None
     ) -> Setting:
-        """What the nearest scopes say, each asked where those before it have no word on a tensor."""
+        """What the nearest scope says, and for tensors on which it has no word the next one."""
         pairs: list[list[Any]] = []
+        good, range_ = RANGES.get(name, (math.isfinite, ""))
         for key, given in scopes:
             if name in given:
-                pairs += self._pairs(given[name], f"{key}.{name}")
-        if good is not None:
-            for _, number in pairs:
-                if not good(number):
-                    raise InputError(f"{name}: expected {range_}, got {number:g}.")
+                found = self._pairs(given[name], f"{key}.{name}")
+                for _, number in found:
+                    if not good(number):
+                        raise InputError(f"{key}.{name}: expected {range_}, got {number:g}.")
+                pairs += found
         if default is not None:
             pairs.append(["", default])
-        if not pairs:
-            why = " The base model counts as a member; delete it where it should not." * (
-                scopes[0][0] == "base_model.parameters"
+        if not pairs and scopes[0][0] == "base_model.parameters":
+            raise InputError(
+                f"parameters.{name}: missing; linear counts the base model as a member, which needs one. Write it, "
+                "or delete base_model."
             )
-            raise InputError(f"{scopes[0][0]}.{name}: missing; {self.method} needs it.{why}")
+        if not pairs:
+            raise InputError(f"{scopes[0][0]}.{name}: missing; {self.method} needs it.")
         end = next((i for i, (pattern, _) in enumerate(pairs) if pattern == ""), len(pairs))
-        pairs = pairs[: end + 1]
-        return float(pairs[0][1]) if pairs[0][0] == "" else pairs
+        return pairs[: end + 1] if end else float(pairs[0][1])
 
     def _pairs(self, value: Any, key: str) -> list[list[Any]]:
         if isinstance(value, dict):
@@ -581,11 +556,9 @@ def _between(ends: Sequence[float], layer: int, count: int) -> float:
     if count == 1:
         return ends[-1]  # an only layer is the last one, not the first, in mergekit
     place, rest = divmod(layer * (len(ends) - 1), count - 1)
-    return (
-        ends[place]
-        if rest == 0
-        else (ends[place] * (count - 1 - rest) + ends[place + 1] * rest) / (count - 1)
-    )
+    if rest == 0:
+        return ends[place]
+    return (ends[place] * (count - 1 - rest) + ends[place + 1] * rest) / (count - 1)
 
 
 def _numbers(setting: Setting) -> list[float]:
@@ -593,13 +566,9 @@ def _numbers(setting: Setting) -> list[float]:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(
-        value, str
-    ):  # to YAML 1.1 a number such as 1e-3 is a text; mergekit takes it for the number
-        try:
+    if isinstance(value, str):  # 1e-3 is a text in YAML 1.1; mergekit takes it for the number
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{key}: expected a number, got {value!r}.")
     return float(value)

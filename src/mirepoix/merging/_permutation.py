@@ -47,7 +47,7 @@ class Alignment:
             with costs given, their sum.
         after: The same for the permuted weights; the gain is ``after - before``.
         sweeps: How many times every group was matched, in the best of the starts.
-        converged: Whether the last sweep changed nothing.
+        converged: Whether no group could gain any more.
         notices: Of the spec: what could not be permuted.
     """
 
@@ -82,8 +82,7 @@ def permute(theta: Weights, spec: PermutationSpec, permutations: Mapping[str, Ar
         >>> bool((swapped["0.weight"] == model[0].weight[[1, 0]]).all())
         True
     """
-    shapes = {name: tuple(np.shape(value)) for name, value in theta.items()}
-    _check_weights("theta", shapes, spec)
+    _check_weights("theta", theta, spec)
     orders = _orders(spec, _checked(spec, permutations))
     return {name: _taken(theta[name], orders.get(name, {})) for name in theta}
 
@@ -149,7 +148,7 @@ def align(
     if sweeps < 1 or restarts < 0:
         raise InputError(f"expected sweeps >= 1 and restarts >= 0, got {sweeps} and {restarts}.")
     for owner, weights in (("theta", theta), ("reference", reference)):
-        _check_weights(owner, {name: tuple(np.shape(weights[name])) for name in weights}, spec)
+        _check_weights(owner, weights, spec)
     matching = _Matching(theta, reference, spec) if costs is None else _Given(spec, costs)
     rng = np.random.default_rng(seed)
     best: tuple[float, dict[str, Array], int, bool] | None = None
@@ -194,8 +193,8 @@ def activation_costs(
     from torch import nn
 
     first, second = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
-    first.load_state_dict(_as_tensors(reference))
-    second.load_state_dict(_as_tensors(theta))
+    first.load_state_dict(as_tensors(reference))
+    second.load_state_dict(as_tensors(theta))
     writers: dict[str, list[tuple[str, Array]]] = {}
     for name, group in spec.groups.items():
         if group.parent is not None or any(other.parent == name for other in spec.groups.values()):
@@ -264,7 +263,8 @@ class _Moments:
             np.sqrt(np.maximum(s / n - (m / n) ** 2, 0)) for s, m in ((self.xx, self.x), (self.yy, self.y))
         ]
         product = np.outer(*scales)
-        return np.divide(covariance, product, out=np.zeros_like(product), where=product > 0)
+        correlation: Array = np.divide(covariance, product, out=np.zeros_like(product), where=product > 0)
+        return correlation
 
 
 def _channels(module: nn.Module, out: Tensor) -> Tensor:
@@ -355,11 +355,17 @@ def _ascend(
     for name, group in spec.groups.items():
         families.setdefault(group.parent or name, []).append(group)
     names = list(families)
+    # What a group is matched to changes only when a group beside it, on another axis of a tensor, does.
+    tensors = {name: {act.tensor for group in families[name] for act in group.acts} for name in names}
+    stale = set(names)
     for sweep in range(1, sweeps + 1):
-        changed = False
         for i in rng.permutation(len(names)):
-            changed |= _match(matching, families[names[i]], permutations)
-        if not changed:
+            name = names[i]
+            if name in stale:
+                stale.remove(name)
+                if _match(matching, families[name], permutations):
+                    stale |= {other for other in names if other != name and tensors[other] & tensors[name]}
+        if not stale:
             return permutations, sweep, True
     return permutations, sweeps, False
 
@@ -368,7 +374,7 @@ def _match(
     matching: _Matching | _Given, family: list[PermutationGroup], permutations: dict[str, Array]
 ) -> bool:
     """The best permutation of one group and of what is inside it, if it is better than the present one."""
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     head, *inside = sorted(family, key=lambda group: group.parent is not None)
     costs = {group.name: matching.cost(group, permutations) for group in family}
@@ -454,7 +460,8 @@ def _wide(owner: str, theta: Weights, name: str) -> Array:
     return array
 
 
-def _as_tensors(theta: Weights) -> dict[str, Tensor]:
+def as_tensors(theta: Weights) -> dict[str, Tensor]:
+    """Weights as a module loads them."""
     import torch
 
     return {
@@ -463,7 +470,9 @@ def _as_tensors(theta: Weights) -> dict[str, Tensor]:
     }
 
 
-def _check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], spec: PermutationSpec) -> None:
+def _check_weights(owner: str, theta: Weights, spec: PermutationSpec) -> None:
+    # A lazy mapping knows its shapes without reading.
+    shapes = dict(getattr(theta, "shapes", None) or {name: theta[name].shape for name in theta})
     missing = [name for name in spec.shapes if name not in shapes]
     unexpected = [name for name in shapes if name not in spec.shapes]
     if missing or unexpected:
@@ -472,9 +481,9 @@ def _check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], spec: Perm
             f"{len(shapes)}; missing {_some(missing)}; unexpected {_some(unexpected)}."
         )
     for name, shape in spec.shapes.items():
-        if shapes[name] != shape:
+        if tuple(shapes[name]) != shape:
             raise InputError(
-                f"{owner}: {name!r} has shape {shapes[name]}, and {shape} in the network that the spec was "
+                f"{owner}: {name!r} has shape {tuple(shapes[name])}, and {shape} in the network that the spec was "
                 "made of. Make a spec of this network."
             )
 

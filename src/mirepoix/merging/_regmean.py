@@ -94,7 +94,7 @@ class RegMean(Rule):
 
     def measure(self, tensor: TensorInputs, survey: Any) -> _Measured:
         """The Gram matrices for one tensor."""
-        weights = positive_weights(self.coefficients, tensor.labels, tensor.name)
+        weights = positive_weights(self.coefficients, list(survey), tensor)
         size = math.prod(tensor.shape[1:])
         sources = statistics([survey[label] for label in tensor.labels], tensor.name, (size, size))
         return _Measured(weights, sources)

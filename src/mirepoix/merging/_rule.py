@@ -38,6 +38,8 @@ class TensorInputs(Protocol):
 
     name: str
     shape: tuple[int, ...]
+    labels: Sequence[str]
+    """The members that hold it, in the order of the arrays of `blocks`."""
 
     def blocks(self) -> Iterator[tuple[Piece, Sequence[Array], Array | None]]:
         """Pieces of `BLOCK` entries, in order, with the flat arrays of the members and of the base.

@@ -12,6 +12,7 @@ import numpy as np
 from mirepoix.merging._coefficients import check_coefficients, resolve
 from mirepoix.merging._gram import cosines, gram
 from mirepoix.merging._rule import Array, Coefficient, Coefficients, Inputs, Line, LinearRule, TensorInputs
+from mirepoix.merging._statistics import positive_weights
 from mirepoix.types import InputError
 
 __all__ = ["Slerp"]
@@ -100,7 +101,7 @@ class Slerp(LinearRule):
 
     def measure(self, tensor: TensorInputs, survey: Any) -> Line:
         """The coefficients for one tensor, from its angles; 0 for members that do not hold it."""
-        weights = self._weights(tensor.name, tensor.labels)
+        weights = self._weights(tensor, survey)
         cos = cosines(inner := gram(tensor, deltas=self.on == "delta"))
         arc = None
         # NaN must reach the result, and does so along the line.
@@ -119,15 +120,11 @@ class Slerp(LinearRule):
         line: Line = measured
         return line
 
-    def _weights(self, name: str, labels: Sequence[str]) -> Array:
-        if self.t is not None and len(labels) == 2:  # a tensor that only one of two holds is that
-            t = _place(resolve([self.t], ["t"], name)[0], repr(name))
+    def _weights(self, tensor: TensorInputs, labels: Sequence[str]) -> Array:
+        if self.t is not None and len(tensor.labels) == 2:  # a tensor that only one of two holds is that
+            t = _place(resolve([self.t], ["t"], tensor.name)[0], repr(tensor.name))
             return np.array([1.0 - t, t])
-        weights = np.array(resolve(self.coefficients, labels, name))
-        if not (weights >= 0).all() or weights.sum() <= 0:
-            raise InputError(
-                f"coefficients for {name!r}: slerp needs numbers of at least 0, not all 0, got {weights.tolist()}."
-            )
+        weights = np.array(positive_weights(self.coefficients, labels, tensor))
         return np.asarray(weights / weights.sum())
 
 

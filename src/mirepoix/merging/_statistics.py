@@ -9,10 +9,10 @@ import numpy as np
 
 from mirepoix.merging._coefficients import resolve
 from mirepoix.merging._inputs import Source, is_float, open_source
-from mirepoix.merging._rule import Array, Coefficients
+from mirepoix.merging._rule import Array, Coefficients, TensorInputs
 from mirepoix.types import InputError
 
-__all__ = ["mean", "opened", "positive_weights", "statistics"]
+__all__ = ["mean", "opened", "positive_weights", "statistics", "weights_of"]
 
 
 def mean(members: Sequence[Array], weights: Sequence[Array | float]) -> Array:
@@ -70,11 +70,19 @@ def statistics(sources: Sequence[Source], name: str, shape: tuple[int, ...]) -> 
     return list(sources)
 
 
-def positive_weights(coefficients: Coefficients | None, labels: Sequence[str], name: str) -> list[float]:
-    """The members' coefficients, for rules that divide by weighted sums of what is positive."""
-    weights = resolve(coefficients, labels, name)
+def weights_of(coefficients: Coefficients | None, labels: Sequence[str], tensor: TensorInputs) -> list[float]:
+    """The coefficients of those of all members that hold a tensor."""
+    values = dict(zip(labels, resolve(coefficients, labels, tensor.name), strict=True))
+    return [values[label] for label in tensor.labels]
+
+
+def positive_weights(
+    coefficients: Coefficients | None, labels: Sequence[str], tensor: TensorInputs
+) -> list[float]:
+    """The same, for rules that divide by weighted sums of what is positive."""
+    weights = weights_of(coefficients, labels, tensor)
     if min(weights) < 0 or not any(weights):
         raise InputError(
-            f"coefficients for {name!r}: expected numbers of at least 0, not all 0, got {weights}."
+            f"coefficients for {tensor.name!r}: expected numbers of at least 0, not all 0, got {weights}."
         )
     return weights

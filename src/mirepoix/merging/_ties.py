@@ -17,13 +17,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from mirepoix.merging._coefficients import check_coefficients, resolve
-from mirepoix.merging._rule import Array, Coefficients, Inputs, Piece, Rule, TensorInputs
+from mirepoix.merging._rule import Array, Coefficient, Coefficients, Inputs, Piece, Rule, TensorInputs
+from mirepoix.merging._statistics import weights_of
 from mirepoix.types import InputError
 
-__all__ = ["Normalize", "Ties", "add_delta", "check_density", "disjoint_sum"]
+__all__ = ["Normalize", "Ties", "add_delta", "check_densities", "check_density", "disjoint_sum"]
 
-Normalize: TypeAlias = Literal["weights", "count"] | None
-"""What the sum of changes is divided by: the coefficients, the number of members, or nothing."""
+Normalize: TypeAlias = bool | Literal["count"]
+"""Whether the sum of changes is divided by the sum of the coefficients, or by the number of members."""
 
 
 EVERY = 1 << 62
@@ -41,7 +42,7 @@ class _Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    shares: Mapping[str, float]
+    labels: Sequence[str]
     ranks: Mapping[str, int]
     cuts: Mapping[str, _Cut]
     """By member; none yet where each tensor is cut by itself."""
@@ -72,13 +73,14 @@ class Ties(Rule):
     Args:
         coefficients: The weights :math:`w`, one per member, also negative; 1 each by default. Each is a number,
             a function of the tensor's name, or pairs of a pattern and a number.
-        density: The kept share :math:`k`, in (0, 1]; one, or one per member. The default is the paper's.
+        density: The kept share :math:`k`, in (0, 1]; one, or one per member, which within tensors may differ by
+            their names as coefficients may. The default is the paper's.
         scale: The factor :math:`\lambda`; 1 is the paper's advice where no validation set is at hand.
         scope: Trim over all tensors of a member together, as published (two or three more readings of all
             files), or within each tensor.
         elect: Elect on weighted changes, or on the changes themselves (then agreement too is that of
             :math:`\hat\tau_i`).
-        normalize: Divide by the coefficients of those that agree, by their number, or not at all.
+        normalize: Divide by the coefficients of those that agree, or by their number (``"count"``), or not at all.
 
     Raises:
         InputError: If a density is outside (0, 1].
@@ -98,11 +100,11 @@ class Ties(Rule):
     needs_base = True
 
     coefficients: Coefficients | None = None
-    density: float | Sequence[float] | Mapping[str, float] = 0.2
+    density: float | Coefficients = 0.2
     scale: float = 1.0
     scope: Literal["global", "tensor"] = "global"
     elect: Literal["weighted", "unweighted"] = "weighted"
-    normalize: Normalize = "weights"
+    normalize: Normalize = True
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -111,33 +113,36 @@ class Ties(Rule):
         if self.elect not in ("weighted", "unweighted"):
             raise InputError(f"elect: expected 'weighted' or 'unweighted', got {self.elect!r}.")
         check_normalize(self.normalize)
-        check_density(self.density)
+        shares = check_density(self.density)
+        if self.scope == "global" and not all(isinstance(share, int | float) for share in shares):
+            raise InputError("density: one that differs from tensor to tensor needs scope='tensor'.")
 
     def check(self, labels: Sequence[str]) -> None:
         """One coefficient, and one density if there are several, per member."""
         check_coefficients(self.coefficients, labels)
-        densities(self.density, labels)
+        check_densities(self.density, labels)
 
     def survey(self, inputs: Inputs) -> _Survey:
         """The thresholds over all tensors."""
-        shares = dict(zip(inputs.labels, densities(self.density, inputs.labels), strict=True))
         cuts: Mapping[str, _Cut] = {}
         if self.scope == "global":
+            shares = densities(self.density, inputs.labels, "")
             cuts = _cuts([inputs.tensor(name) for name in inputs.names], shares)
-        return _Survey(shares, {name: rank for rank, name in enumerate(inputs.names)}, cuts)
+        return _Survey(tuple(inputs.labels), {name: rank for rank, name in enumerate(inputs.names)}, cuts)
 
     def measure(self, tensor: TensorInputs, survey: Any) -> _Measured:
         """The thresholds for this tensor."""
         known: _Survey = survey
         rank, cuts = known.ranks[tensor.name], known.cuts
         if self.scope == "tensor":
-            rank, cuts = 0, _cuts([tensor], {label: known.shares[label] for label in tensor.labels})
+            shares = densities(self.density, known.labels, tensor.name)
+            rank, cuts = 0, _cuts([tensor], {label: shares[label] for label in tensor.labels})
         limits = []
         for label in tensor.labels:
             cut = cuts[label]
             limit = EVERY if rank < cut.tensor else cut.stop if rank == cut.tensor else 0
             limits.append((cut.bits, limit))
-        return _Measured(resolve(self.coefficients, tensor.labels, tensor.name), limits)
+        return _Measured(weights_of(self.coefficients, known.labels, tensor), limits)
 
     def combine(self, piece: Piece, members: Sequence[Array], base: Array | None, measured: Any) -> Array:
         """Trim, elect and merge the entries of the piece."""
@@ -163,34 +168,45 @@ def check_scale(scale: float) -> None:
 
 def check_normalize(normalize: Normalize) -> None:
     """Raise unless it is one of the three."""
-    if normalize not in ("weights", "count", None):
-        raise InputError(f"normalize: expected 'weights', 'count' or None, got {normalize!r}.")
+    if not isinstance(normalize, bool) and normalize != "count":
+        raise InputError(f"normalize: expected True, False or 'count', got {normalize!r}.")
 
 
-def check_density(density: float | Sequence[float] | Mapping[str, float]) -> None:
-    """Raise unless every density is a kept share."""
-    if isinstance(density, Mapping):
-        values = list(density.values())
+def check_density(density: float | Coefficients) -> list[Coefficient]:
+    """Raise unless every density that is a number is a kept share; all of them."""
+    given: list[Coefficient]
+    if isinstance(density, int | float):
+        given = [density]
     else:
-        values = list(density) if isinstance(density, Sequence) else [density]
-    for value in values:
-        if not 0 < value <= 1:
-            raise InputError(f"density: expected the kept share, in (0, 1], got {value!r}.")
+        given = list(density.values() if isinstance(density, Mapping) else density)
+    for item in given:
+        if isinstance(item, int | float):
+            _share(item, "")
+    return given
 
 
-def densities(density: float | Sequence[float] | Mapping[str, float], labels: Sequence[str]) -> list[float]:
-    """The density of each member."""
-    if isinstance(density, Mapping):
-        if set(density) != set(labels):
-            raise InputError(
-                f"density: expected the members {', '.join(labels)}, got {', '.join(density)}. Name each once."
-            )
-        return [density[label] for label in labels]
-    if isinstance(density, Sequence):
-        if len(density) != len(labels):
-            raise InputError(f"density: expected one per member ({len(labels)}), got {len(density)}.")
-        return list(density)
-    return [density] * len(labels)
+def check_densities(density: float | Coefficients, labels: Sequence[str]) -> None:
+    """Raise unless there is one density, or one per member."""
+    if isinstance(density, Mapping) and set(density) != set(labels):
+        raise InputError(
+            f"density: expected the members {', '.join(labels)}, got {', '.join(density)}. Name each once."
+        )
+    if not isinstance(density, int | float) and len(density) != len(labels):
+        raise InputError(f"density: expected one per member ({len(labels)}), got {len(density)}.")
+
+
+def densities(density: float | Coefficients, labels: Sequence[str], name: str) -> dict[str, float]:
+    """The density of each member for the tensor ``name``."""
+    if isinstance(density, int | float):
+        return dict.fromkeys(labels, float(density))
+    values = resolve(density, labels, name)
+    return {label: _share(value, f" for {name!r}") for label, value in zip(labels, values, strict=True)}
+
+
+def _share(value: float, where: str) -> float:
+    if not 0 < value <= 1:
+        raise InputError(f"density{where}: expected the kept share, in (0, 1], got {value!r}.")
+    return float(value)
 
 
 def disjoint_sum(
@@ -210,8 +226,8 @@ def disjoint_sum(
     for term, ballot, w in zip(weighted, ballots, weights, strict=True):
         agrees = np.where(positive, ballot > 0, ballot < 0)
         total += np.where(agrees, term, 0)
-        divisor += agrees * poll.dtype.type(abs(w) if normalize == "weights" else 1)
-    if normalize is not None:
+        divisor += agrees * poll.dtype.type(1 if normalize == "count" else abs(w))
+    if normalize:
         total = np.divide(total, divisor, out=np.zeros_like(total), where=divisor > 0)
     total[np.isnan(poll)] = np.nan  # NaN agrees with no sign, and must not vanish
     return total
