@@ -31,6 +31,7 @@ from __future__ import annotations
 # The process that measures stays small, without NumPy and torch: until a child loads its own program it counts
 # as large as its parent, and that stays in its peak. Inputs are made, and results compared, in processes too.
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -44,7 +45,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +339,7 @@ class Bench:
     folder: Path
     tiny: bool
     mergekit: Path | None
-    number: Iterator[int] = field(default_factory=count)
+    number: Iterator[int] = field(default_factory=itertools.count)
 
     def members(
         self, count: int, dtype: str = "float32", suffix: str = ".safetensors", agree: bool = False

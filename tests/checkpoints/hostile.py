@@ -98,24 +98,30 @@ def archive(
     comment: bytes = b"",
     count: int | None = None,
     descriptor: Callable[[int], bytes] | None = None,
+    also: Sequence[tuple[str, int, int]] = (),
 ) -> bytes:
-    """A zip archive of stored members, honest unless told otherwise."""
+    """A zip archive of stored members, honest unless told otherwise; ``also`` is in the directory alone."""
     body, directory = b"", b""
+    listing: list[tuple[bytes, int, int]] = []
     for member, data in members:
         header = place(len(body))
         local, listed = local_name(member).encode(), member.encode()
         size, other = local_size(len(data)), listed_size(len(data))
         body += struct.pack("<4s5HIIIHH", b"PK\3\4", 20, flags, method, 0, 0, 0, size, size, len(local), 0)
         body += local + data + (descriptor(len(data)) if descriptor else b"")
+        listing.append((listed, other, header))
+    for listed, other, header in [*listing, *((name.encode(), size, header) for name, size, header in also)]:
         extra, shown = b"", (other, other, header)
         if wide:
             extra, shown = struct.pack("<HHQQQ", 1, 24, other, other, header), (0xFFFFFFFF,) * 3
         directory += struct.pack("<4s6HIIIHHHHHII", b"PK\1\2", 20, 20, flags, method, 0, 0, 0, *shown[:2], len(listed),
                                  len(extra), 0, disk, 0, 0, shown[2]) + listed + extra  # fmt: skip
-    number = len(members) if count is None else count
+    number = len(members) + len(also) if count is None else count
     end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, number, number, len(directory), len(body), len(comment))
     if wide:
-        first = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, number, number, len(directory), len(body))
+        first = struct.pack(
+            "<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, number, number, len(directory), len(body)
+        )
         end = first + struct.pack("<4sIQI", b"PK\6\7", 0, len(body) + len(directory), 1) + end
     return body + directory + end + comment
 
@@ -211,12 +217,7 @@ def _deflated(folder: Path) -> Path:
     return folder / "w.pt"
 
 
-def _overlapping() -> bytes:
-    """Two members of the directory that are one in the file."""
-    names = iter(("w/data/0", "w/data/0", "w/data/0"))
-    return archive([("w/data.pkl", b"."), ("w/data/0", b"1"), ("w/data/0", b"1")], local_name=lambda _: next(names))
-
-
+HERE = sum(30 + len(name) + len(data) for name, data in members())  # where a fifth member would begin
 ONE = field()
 SHARD = safetensors({"w": ONE}, bytes(4))
 _SAFETENSORS: dict[str, tuple[str, bytes]] = {
@@ -230,7 +231,10 @@ _SAFETENSORS: dict[str, tuple[str, bytes]] = {
     "a deep shape": ("header-shape", safetensors(b'{"w": {"shape": ' + b"[" * 100_000)),
     "a header that is not UTF-8": ("header-text", safetensors(b'{"\xff": 1}')),
     "half a character": ("header-text", safetensors(rb'{"\ud800": {}}')),
-    "a tensor twice": ("header-duplicate", safetensors(b'{"w":%b,"w":%b}' % ((json.dumps(ONE).encode(),) * 2), bytes(4))),
+    "a tensor twice": (
+        "header-duplicate",
+        safetensors(b'{"w":%b,"w":%b}' % ((json.dumps(ONE).encode(),) * 2), bytes(4)),
+    ),
     "a tensor twice, once in escapes": (
         "header-duplicate",
         safetensors(b'{"w":%b,"\\u0077":%b}' % ((json.dumps(ONE).encode(),) * 2), bytes(4)),
@@ -256,17 +260,29 @@ _SAFETENSORS: dict[str, tuple[str, bytes]] = {
     "a hole": ("header-cover", safetensors({"w": field(4, 8)}, bytes(8))),
     "an overlap": ("header-cover", safetensors({"v": ONE, "w": ONE}, bytes(4))),
     "offsets beyond the file": ("header-cover", safetensors({"w": field(2**60, 2**60 + 4)}, bytes(4))),
-    "metadata that is not text": ("header-metadata", safetensors({"__metadata__": {"a": 1}, "w": ONE}, bytes(4))),
+    "metadata that is not text": (
+        "header-metadata",
+        safetensors({"__metadata__": {"a": 1}, "w": ONE}, bytes(4)),
+    ),
     "a name of 4097 bytes": ("tensor-name", safetensors({"ä" * 2048 + "a": ONE}, bytes(4))),
     "a name with NUL": ("tensor-name", safetensors({"a\0b": ONE}, bytes(4))),
-    "an alias of nothing": ("aliases", safetensors({"__metadata__": {"mirepoix.aliases": '{"v": "u"}'}, "w": ONE}, bytes(4))),
+    "an alias of nothing": (
+        "aliases",
+        safetensors({"__metadata__": {"mirepoix.aliases": '{"v": "u"}'}, "w": ONE}, bytes(4)),
+    ),
     "an alias that hides a tensor": (
-        "aliases", safetensors({"__metadata__": {"mirepoix.aliases": '{"w": "w"}'}, "w": ONE}, bytes(4))),
+        "aliases",
+        safetensors({"__metadata__": {"mirepoix.aliases": '{"w": "w"}'}, "w": ONE}, bytes(4)),
+    ),
     "aliases that are no names": (
-        "aliases", safetensors({"__metadata__": {"mirepoix.aliases": "[1]"}, "w": ONE}, bytes(4))),
+        "aliases",
+        safetensors({"__metadata__": {"mirepoix.aliases": "[1]"}, "w": ONE}, bytes(4)),
+    ),
     "aliases that go on": (
-        "aliases", safetensors({"__metadata__": {"mirepoix.aliases": "{} {}"}, "w": ONE}, bytes(4))),
-}  # fmt: skip
+        "aliases",
+        safetensors({"__metadata__": {"mirepoix.aliases": "{} {}"}, "w": ONE}, bytes(4)),
+    ),
+}
 
 _ZIPS: dict[str, tuple[str, bytes]] = {
     "no end": ("zip-end", archive(members())[:-4]),
@@ -284,48 +300,91 @@ _ZIPS: dict[str, tuple[str, bytes]] = {
     "a compressed flag": ("zip-stored", archive(members(), method=8)),
     "an encrypted member": ("zip-stored", archive(members(), flags=1)),
     "a member twice": ("zip-duplicate", archive([*members(), ("w/data.pkl", whole(b"N"))])),
-    "members over each other": ("zip-overlap", archive(
-        [*members(), ("w/a", archive([("w/b", bytes(100))])[:133]), ("w/b", bytes(100))],
-        place=lambda place, last=len(archive(members())): place,
-    )),
+    "a member inside another": (
+        "zip-overlap",
+        archive([*members(), ("w/a", archive([("w/b", bytes(100))])[:133])], also=[("w/b", 100, HERE + 33)]),
+    ),
+    "a member listed twice": (
+        "zip-duplicate",
+        archive(members(), also=[("w/data.pkl", len(members()[0][1]), 0)]),
+    ),
     "a member outside": ("zip-offsets", archive(members(), place=lambda place: place + 10**6)),
     "a member at the edge of 64 bits": (
-        "zip-offsets", archive(members(), wide=True, place=lambda place: 2**64 - 1 - place)),
+        "zip-offsets",
+        archive(members(), wide=True, place=lambda place: 2**64 - 1 - place),
+    ),
     "a member of 64 bits": ("zip-offsets", archive(members(), wide=True, listed_size=lambda size: 2**63)),
     "two sizes": ("zip-headers", archive(members(), local_size=lambda size: size + 1)),
     "two names": ("zip-headers", archive(members(), local_name=lambda name: name.replace("pkl", "txt"))),
     "no sizes after the member": ("zip-headers", archive(members(), flags=8, local_size=lambda size: 0)),
-    "other sizes after the member": ("zip-headers", archive(
-        members(), flags=8, local_size=lambda size: 0,
-        descriptor=lambda size: struct.pack("<4sIII", b"PK\7\x08", 0, size + 1, size + 1))),
+    "other sizes after the member": (
+        "zip-headers",
+        archive(
+            members(),
+            flags=8,
+            local_size=lambda size: 0,
+            descriptor=lambda size: struct.pack("<4sIII", b"PK\7\x08", 0, size + 1, size + 1),
+        ),
+    ),
     "two folders": ("zip-layout", archive([*members(), ("v/data.pkl", whole(b"N"))])),
     "no pickle": ("zip-layout", archive(members()[1:])),
     "a storage that is not there": ("zip-storage", archive(members()[:2])),
     "a storage of another size": ("zip-storage", torch_file(mapping(("w", tensor())), bytes(15))),
     "a storage that is a path": (
-        "zip-storage", torch_file(mapping(("w", tensor(place=storage("../../../etc/passwd")))))),
+        "zip-storage",
+        torch_file(mapping(("w", tensor(place=storage("../../../etc/passwd"))))),
+    ),
     "a program": ("torchscript", archive([*members(), ("w/constants.pkl", whole(b")"))])),
-    "big endian": ("byte-order", archive([(name, data.replace(b"little", b"big")) for name, data in members()])),
+    "big endian": (
+        "byte-order",
+        archive([(name, data.replace(b"little", b"big")) for name, data in members()]),
+    ),
     "a view beyond its storage": ("view-range", torch_file(mapping(("w", tensor((5,)))))),
     "a view from beyond its storage": ("view-range", torch_file(mapping(("w", tensor((1,), offset=2**62))))),
     "a stride beyond its storage": ("view-range", torch_file(mapping(("w", tensor((2, 2), (2**62, 1)))))),
     "a view of four gigabytes": ("view-expanded", torch_file(mapping(("w", tensor((2**30,), (0,)))))),
     "a view that overlaps itself": ("view-expanded", torch_file(mapping(("w", tensor((3, 2), (1, 1)))))),
-    "a view of zeros in all directions": ("view-expanded", torch_file(mapping(("w", tensor((2**40,) * 3, (0,) * 3))))),
-    "many views of one storage": ("view-total", torch_file(
-        mapping(*((f"w{i}", tensor((50_000 - i,), place=storage(count=50_000))) for i in range(10))), bytes(200_000))),
-    "a conjugate view": ("view-odd", torch_file(mapping(
-        ("w", tensor(extra=mapping(("conj", b"\x88")), place=storage(count=2, kind="ComplexFloatStorage"), shape=(2,)))))),
-    "a complex tensor of 128 bits": ("tensor-dtype", torch_file(
-        mapping(("w", tensor((1,), place=storage(count=1, kind="ComplexDoubleStorage")))))),
+    "a view of zeros in all directions": (
+        "view-expanded",
+        torch_file(mapping(("w", tensor((2**40,) * 3, (0,) * 3)))),
+    ),
+    "many views of one storage": (
+        "view-total",
+        torch_file(
+            mapping(*((f"w{i}", tensor((50_000 - i,), place=storage(count=50_000))) for i in range(10))),
+            bytes(200_000),
+        ),
+    ),
+    "a conjugate view": (
+        "view-odd",
+        torch_file(
+            mapping(
+                (
+                    "w",
+                    tensor(
+                        extra=mapping(("conj", b"\x88")),
+                        place=storage(count=2, kind="ComplexFloatStorage"),
+                        shape=(2,),
+                    ),
+                )
+            )
+        ),
+    ),
+    "a complex tensor of 128 bits": (
+        "tensor-dtype",
+        torch_file(mapping(("w", tensor((1,), place=storage(count=1, kind="ComplexDoubleStorage"))))),
+    ),
     "a long name": ("tensor-name", torch_file(mapping(("w" * 4097, tensor())))),
     "a long name in UTF-8": ("tensor-name", torch_file(mapping(("ä" * 2049, tensor())))),
     "a torch name with NUL": ("tensor-name", torch_file(mapping(("w\0", tensor())))),
-}  # fmt: skip
+}
 
 _PICKLES: dict[str, tuple[str, bytes]] = {
     "a pickle without end": ("pickle-cut", archive(members(whole(mapping(("w", tensor())))[:-1]))),
-    "a pickle after the pickle": ("pickle-cut", archive(members(whole(mapping(("w", tensor()))) + whole(b"N")))),
+    "a pickle after the pickle": (
+        "pickle-cut",
+        archive(members(whole(mapping(("w", tensor()))) + whole(b"N"))),
+    ),
     "a text longer than the file": ("pickle-cut", with_(b"X\xff\xff\xff\xff")),
     "a text of 64 bits": ("pickle-cut", with_(b"\x8d" + b"\xff" * 8)),
     "a line without end": ("pickle-cut", with_(b"c" + b"a" * 2000)),
@@ -349,11 +408,19 @@ _PICKLES: dict[str, tuple[str, bytes]] = {
     "an integer in no digits": ("pickle-integer", with_(b"I1e5\n")),
     "an integer in many digits": ("pickle-integer", with_(b"L" + b"9" * 500 + b"L\n")),
     "a name set twice": ("pickle-duplicate", torch_file(mapping(("w", tensor()), ("w", tensor())))),
-    "a class changed": ("pickle-build", with_(name("collections", "OrderedDict") + mapping(("a", b"N")) + b"b")),
+    "a class changed": (
+        "pickle-build",
+        with_(name("collections", "OrderedDict") + mapping(("a", b"N")) + b"b"),
+    ),
     "a shell by its name": ("pickle-global", with_(name("os", "system") + text("touch ran") + b"\x85R")),
-    "a shell on the stack": ("pickle-global", with_(text("os") + text("system") + b"\x93" + text("touch ran") + b"\x85R")),
+    "a shell on the stack": (
+        "pickle-global",
+        with_(text("os") + text("system") + b"\x93" + text("touch ran") + b"\x85R"),
+    ),
     "a shell through an attribute": (
-        "pickle-global", with_(text("torch") + text("serialization.os.system") + b"\x93" + text("touch ran") + b"\x85R")),
+        "pickle-global",
+        with_(text("torch") + text("serialization.os.system") + b"\x93" + text("touch ran") + b"\x85R"),
+    ),
     "an attribute of torch": ("pickle-global", with_(name("builtins", "getattr"))),
     "torch.load within": ("pickle-global", with_(name("torch", "load") + text("w.pt") + b"\x85R")),
     "an import that is no text": ("pickle-global", with_(b"K\1K\1\x93")),
@@ -363,33 +430,66 @@ _PICKLES: dict[str, tuple[str, bytes]] = {
     "a new dtype": ("pickle-reduce", with_(name("torch", "float32") + b")\x81")),
     "an ordered dict of pairs": ("pickle-reduce", with_(name("collections", "OrderedDict") + b"]\x85R")),
     "a tensor of nothing": ("pickle-reduce", with_(name("torch._utils", "_rebuild_tensor_v2") + b")R")),
-    "a parameter of nothing": ("pickle-reduce", with_(name("torch._utils", "_rebuild_parameter") + b"NNN\x87R")),
-    "a type rebuilt by a shell": ("pickle-reduce", with_(
-        name("torch._tensor", "_rebuild_from_type_v2") + b"(" + text("os.system") + b"NNNtR")),
-    "a dtype that is a size": ("pickle-reduce", with_(
-        name("torch._utils", "_rebuild_tensor_v3") + b"(" + storage() + integer(0) + sizes((4,)) * 2 + b"\x89N"
-        + name("torch", "Size") + b"tR")),
+    "a parameter of nothing": (
+        "pickle-reduce",
+        with_(name("torch._utils", "_rebuild_parameter") + b"NNN\x87R"),
+    ),
+    "a type rebuilt by a shell": (
+        "pickle-reduce",
+        with_(name("torch._tensor", "_rebuild_from_type_v2") + b"(" + text("os.system") + b"NNNtR"),
+    ),
+    "a dtype that is a size": (
+        "pickle-reduce",
+        with_(
+            name("torch._utils", "_rebuild_tensor_v3")
+            + b"("
+            + storage()
+            + integer(0)
+            + sizes((4,)) * 2
+            + b"\x89N"
+            + name("torch", "Size")
+            + b"tR"
+        ),
+    ),
     "a negative stride": ("pickle-reduce", torch_file(mapping(("w", tensor(strides=(-1,)))))),
     "a negative shape": ("pickle-reduce", torch_file(mapping(("w", tensor((-4,)))))),
     "a negative offset": ("pickle-reduce", torch_file(mapping(("w", tensor(offset=-1))))),
     "a shape without strides": ("pickle-reduce", torch_file(mapping(("w", tensor(strides=()))))),
     "too many strides": ("pickle-reduce", torch_file(mapping(("w", tensor((1,) * 65, (1,) * 65))))),
     "a storage that is a path name": ("pickle-storage", with_(text("/etc/passwd") + b"Q")),
-    "a storage of objects": ("pickle-storage", with_(
-        b"(" + text("storage") + name("collections", "OrderedDict") + text("0") + text("cpu") + integer(4) + b"tQ")),
+    "a storage of objects": (
+        "pickle-storage",
+        with_(
+            b"("
+            + text("storage")
+            + name("collections", "OrderedDict")
+            + text("0")
+            + text("cpu")
+            + integer(4)
+            + b"tQ"
+        ),
+    ),
     "a storage of minus one": ("pickle-storage", with_(storage(count=-1))),
     "lists without end": ("pickle-memory", with_(b"]" * 2_000_000)),
-}  # fmt: skip
+}
 
 CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     **{name: (rule, _file(".safetensors", content)) for name, (rule, content) in _SAFETENSORS.items()},
     **{name: (rule, _file(".pt", content)) for name, (rule, content) in (_ZIPS | _PICKLES).items()},
-    **{f"{name}, protocol {protocol}": ("pickle-global", _file(
-        ".pt", archive(members(pickle.dumps({"x": payload}, protocol))))) for name, payload in PAYLOADS.items() for protocol in (2, 4)},
-    **{f"{name}, bare": ("legacy-torch", _file(".pt", pickle.dumps({"x": payload}, 2))) for name, payload in PAYLOADS.items()},
+    **{
+        f"{name}, protocol {protocol}": (
+            "pickle-global",
+            _file(".pt", archive(members(pickle.dumps({"x": payload}, protocol)))),
+        )
+        for name, payload in PAYLOADS.items()
+        for protocol in (2, 4)
+    },
+    **{
+        f"{name}, bare": ("legacy-torch", _file(".pt", pickle.dumps({"x": payload}, 2)))
+        for name, payload in PAYLOADS.items()
+    },
     "a header of 100 megabytes": ("header-length", _large_header),
     "a bomb": ("zip-stored", _deflated),
-    "members in one place": ("zip-duplicate", _file(".pt", _overlapping())),
     "a tar archive": ("legacy-torch", _file(".pth", bytes(257) + b"ustar" + bytes(300))),
     "other bytes": ("torch-magic", _file(".bin", b"#!/bin/sh\ntouch ran\n")),
     "a shard above": ("index-path", _shards({}, {"w": "../secret.safetensors"})),
@@ -400,13 +500,20 @@ CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "a shard of another kind": ("index-path", _shards({"a.pt": b""}, {"w": "a.pt"})),
     "a shard with NUL": ("index-path", _shards({}, {"w": "a\0.safetensors"})),
     "a shard that is a link": ("index-link", _linked),
-    "a tensor that is listed only": ("index-tensors", _shards({"a.safetensors": SHARD}, {"w": "a.safetensors", "v": "a.safetensors"})),
-    "a tensor that is not listed": ("index-tensors", _shards(
-        {"a.safetensors": SHARD, "b.safetensors": SHARD}, {"w": "a.safetensors", "v": "b.safetensors"})),
+    "a tensor that is listed only": (
+        "index-tensors",
+        _shards({"a.safetensors": SHARD}, {"w": "a.safetensors", "v": "a.safetensors"}),
+    ),
+    "a tensor that is not listed": (
+        "index-tensors",
+        _shards(
+            {"a.safetensors": SHARD, "b.safetensors": SHARD}, {"w": "a.safetensors", "v": "b.safetensors"}
+        ),
+    ),
     "an index of nothing": ("index", _index("{}")),
     "an index of lists": ("index", _index('{"weight_map": {"w": ["a"]}}')),
     "an index that is a list": ("json", _index("[]")),
     "an index that is no JSON": ("json", _index("{'w': 1}")),
     "a deep index": ("json", _index("[" * 100_000)),
     "a config that says two things": ("json", _config),
-}  # fmt: skip
+}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.checkpoints import hostile
 
 import mirepoix.checkpoints
-from tests.checkpoints import hostile
 from mirepoix.checkpoints import _entry, _layout, _pickle, _torch_zip, open_weights, write_weights
 from mirepoix.types import InputError, UnsafeCheckpoint
 

@@ -113,7 +113,9 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, monkeypatch, how, proto
 def test_objects_beyond_tensors_are_named(tmp_path):
     torch.save({"state_dict": THETA, "model": torch.nn.Linear(2, 2)}, tmp_path / "w.pt")
     for allow_torch_load in (False, True):
-        with pytest.raises(InputError, match=r"objects beyond tensors \(torch\.nn\.modules\.linear\.Linear\)"):
+        with pytest.raises(
+            InputError, match=r"objects beyond tensors \(torch\.nn\.modules\.linear\.Linear\)"
+        ):
             open_weights(tmp_path / "w.pt", allow_torch_load=allow_torch_load)
 
 

@@ -51,6 +51,8 @@ def test_the_projection_inside_an_attention_has_its_settings():
     shapes = {"attn": (18, 6), "attn.base_layer.out_proj": (6, 6)}
     adapter = LoraAdapter(config(rank_pattern={"attn": 4}), arrays(np.random.default_rng(0), shapes, ranks=4))
     assert [layer.rank for layer in adapter.layers.values()] == [4, 4]
+    with pytest.raises(InputError, match="depends on the version of PEFT"):
+        adapter_delta(adapter, "attn.base_layer.out_proj")
 
 
 def test_fan_in_fan_out_turns_linear_layers_only(tmp_path):

@@ -143,18 +143,12 @@ def test_adapters_that_disagree_about_square_weights_are_refused(tmp_path):
         merge_into_base({"q.weight": np.zeros((4, 4))}, [a, b], tmp_path / "out.safetensors")
 
 
-def test_an_attention_has_its_inputs_in_one_weight(tmp_path):
+def test_an_attention_of_torch_is_left_to_peft(tmp_path):
     shapes = {"attn": (18, 6), "attn.base_layer.out_proj": (6, 6)}
     (folder,) = several(tmp_path, 1, shapes)
     base = {"attn.in_proj_weight": np.zeros((18, 6)), "attn.out_proj.weight": np.zeros((6, 6))}
-    theta, _ = merged(base, [folder], tmp_path / "out.safetensors", [2])
-    close(
-        theta,
-        {
-            "attn.in_proj_weight": 2 * change(folder, "attn"),
-            "attn.out_proj.weight": 2 * change(folder, "attn.base_layer.out_proj"),
-        },
-    )
+    with pytest.raises(InputError, match=r"count 'attn.base_layer.out_proj' twice .* Use merge_adapters"):
+        merge_into_base(base, [folder], tmp_path / "out.safetensors")
 
 
 def dora(tmp_path, number, shapes=SHAPES, **settings):

@@ -100,6 +100,17 @@ def test_copies_away_from_the_base_give_themselves_back(scope):
 
 
 @pytest.mark.parametrize("scope", ["tensor", "row"])
+def test_both_ends_are_reached_to_the_last_bit(scope):
+    base = {"w": np.array([[1.0, -0.0, 0.0, np.pi]])}
+    theta = {"w": np.array([[-0.0, 0.3, -0.0, 1e300]])}
+    assert bits(drive(ModelStock(scope), [theta, theta], base)) == bits(theta)
+    opposite = [{"w": np.array([[2.0, 1.0, 1.0, 3.0]])}, {"w": np.array([[0.0, -1.0, -1.0, 3.0]])}]
+    opposite[1]["w"][0, 3] = opposite[0]["w"][0, 3] = np.pi
+    opposite[0]["w"][0, 1], opposite[1]["w"][0, 1] = 1.0, -0.5
+    assert bits(drive(ModelStock(scope), opposite, base)) == bits(base)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row"])
 def test_copies_give_the_same_bits(scope):
     check_copies(lambda labels, theta: ModelStock(scope))
 

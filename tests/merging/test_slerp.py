@@ -137,6 +137,10 @@ def test_many_orthogonal_members_keep_their_length():
 
 
 def test_without_a_unique_mean_the_line_is_taken():
+    far = [at(angle, size=3) for angle in (0, 120, 240)]  # out of their plane there is something nearer
+    np.testing.assert_allclose(drive(Slerp(coefficients=[4, 3, 3]), far)["w"], [0.1, 0, 0], atol=1e-15)
+    cross = [at(angle) for angle in (0, 180, 90, 270)]  # one is opposite to the mean of the others
+    np.testing.assert_allclose(drive(Slerp(coefficients=[5, 1, 2, 2]), cross)["w"], [0.4, 0], atol=1e-15)
     np.testing.assert_allclose(drive(Slerp(), [at(0), at(120), at(240)])["w"], 0, atol=1e-15)
     opposite = drive(Slerp(coefficients=[2.0, 1.0, 1.0]), [at(0), at(180), at(1)])["w"]
     np.testing.assert_allclose(

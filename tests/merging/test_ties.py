@@ -138,7 +138,7 @@ def test_within_tensors_densities_may_differ_by_name():
     assert (merged["a"].tolist(), merged["b"].tolist()) == ([4, 3], [0, 2])
     with pytest.raises(InputError, match="one that differs from tensor to tensor needs scope='tensor'"):
         Ties(density=[lambda name: 0.5])
-    with pytest.raises(InputError, match=r"density for 'a': expected the kept share, in \(0, 1\], got 2.0"):
+    with pytest.raises(InputError, match=r"density for 'b': expected the kept share, in \(0, 1\], got 2.0"):
         drive(Ties(density=[lambda name: 2.0], scope="tensor"), members, base)
 
 
@@ -191,6 +191,7 @@ def test_pieces_do_not_matter(scope):
         (lambda: Ties(elect="count"), "elect: expected 'weighted' or 'unweighted', got 'count'"),
         (lambda: Ties(normalize="weights"), "normalize: expected True, False or 'count', got 'weights'"),
         (lambda: Ties(scale=math.inf), "scale: expected a finite number, got inf"),
+        (lambda: Ties(density=[[("(", 0.5)]], scope="tensor").check("x"), "is not a regular expression"),
         (lambda: Ties(density=[0.5]).check("xy"), r"density: expected one per member \(2\), got 1"),
         (
             lambda: Ties(density={"x": 0.5, "z": 0.5}).check("xy"),

@@ -113,7 +113,7 @@ def _parse(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
     more = not scanner.found(b"}")
     while more:
         usual = USUAL.match(text, scanner.place)
-        if usual:
+        if usual and usual[1] != b"__metadata__":
             scanner.place = usual.end()
             key, code, shape, start, stop = usual.groups()
             name, fields = key.decode(), (code.decode(), shape, (start, stop))
@@ -147,8 +147,10 @@ def _entry(
     data: int,
     shapes: dict[bytes, tuple[int, ...]],
 ) -> Entry:
-    if code not in DTYPES or name == "__metadata__":
-        raise Refused("header-dtype", f"{name!r} has dtype {code[:20]!r}, expected one of {', '.join(DTYPES)}")
+    if code not in DTYPES:
+        raise Refused(
+            "header-dtype", f"{name!r} has dtype {code[:20]!r}, expected one of {', '.join(DTYPES)}"
+        )
     shape = shapes.get(dimensions)
     if shape is None:
         shape = tuple(map(int, dimensions.split(b","))) if dimensions.strip() else ()
@@ -156,7 +158,8 @@ def _entry(
     start, stop = map(int, offsets)
     if stop - start != math.prod(shape) * DTYPES[code][1]:
         raise Refused(
-            "header-size", f"{name!r} has {stop - start} bytes, which is not shape {shape} of {DTYPES[code][0]}"
+            "header-size",
+            f"{name!r} has {stop - start} bytes, which is not shape {shape} of {DTYPES[code][0]}",
         )
     return Entry(code, shape, start + data, stop + data)
 
@@ -167,7 +170,8 @@ def _check_cover(entries: Mapping[str, Entry], data: int, size: int) -> None:
     for start, stop, name in sorted((entry.start, entry.stop, name) for name, entry in entries.items()):
         if start != end:
             raise Refused(
-                "header-cover", f"expected {name!r} to begin at byte {end - data} of the data, got {start - data}"
+                "header-cover",
+                f"expected {name!r} to begin at byte {end - data} of the data, got {start - data}",
             )
         end = stop
     if end != size:

@@ -235,7 +235,7 @@ class _Machine:
         self.stack.append(value)
         if len(self.stack) > self.highest:
             self.highest += 1024
-            cost += 9 * 1024
+            cost += 18 * 1024  # a list that grows is there twice for a moment
         if cost:
             self.charge(cost)
 

@@ -61,41 +61,54 @@ def read_bytes(descriptor: int, start: int, count: int) -> bytes:
 
 
 class Reader:
-    """Reads from several files; keeps at most one of them open, and notices when one has changed.
+    """Reads from several files; keeps at most one of them open between reads, and notices when one has changed.
 
-    Threads may share it. So may processes after a fork: positional reads have no common place in the file.
+    Threads may share it, and read at the same time. So may processes after a fork: positional reads have no
+    common place in the file.
     """
 
     def __init__(self, files: Sequence[Path], states: Sequence[State]) -> None:
         self._files, self._states = files, states
-        self._lock = threading.RLock()
-        self._open: tuple[int, int] | None = None  # number of the file, descriptor
+        self._lock = threading.Lock()
+        self._open: dict[int, list[int]] = {}  # number of the file: descriptor, reads under way
 
     def fill(self, name: str, file: int, start: int, buffer: memoryview, *, keep: bool) -> None:
         """Fill the buffer from a file, and leave that file open for the next read if ``keep``."""
-        path = self._files[file]
-        with self._lock:
-            was_open = self._open is not None
-            if self._open is None or self._open[0] != file:
-                self.close()
-                self._open = file, _open(path, "the file of weights opened before")
-            try:
-                whole = read_at(self._open[1], start, buffer)
-                # After the read, so that a change during it is seen; by path, so that a replaced file is too.
-                same = _state(os.stat(existing_file(path, "the file of weights opened before")))
-            finally:
-                if not (keep or was_open):
-                    self.close()
-        if not whole or same != self._states[file]:
-            self.close()
-            raise InputError(f"{path}: changed while open, {name!r} cannot be read. Open it again.")
+        descriptor = self._borrow(file)
+        whole = same = False
+        try:
+            whole = read_at(descriptor, start, buffer)
+            # After the read, so that a change during it is seen.
+            same = _state(os.fstat(descriptor)) == self._states[file]
+        finally:
+            self._give_back(file, keep=keep and whole and same)
+        if not whole or not same:
+            raise InputError(
+                f"{self._files[file]}: changed while open, {name!r} cannot be read. Open it again."
+            )
 
     def close(self) -> None:
-        """Close the file that is open; the next read opens it again."""
+        """Close what is open; the next read opens it again."""
         with self._lock:
-            if self._open is not None:
-                descriptor, self._open = self._open[1], None
-                os.close(descriptor)
+            self._close_idle()
+
+    def _borrow(self, file: int) -> int:
+        with self._lock:
+            if file not in self._open:
+                self._close_idle()
+                self._open[file] = [_open(self._files[file], "the file of weights opened before"), 0]
+            self._open[file][1] += 1
+            return self._open[file][0]
+
+    def _give_back(self, file: int, *, keep: bool) -> None:
+        with self._lock:
+            self._open[file][1] -= 1
+            if not keep:
+                self._close_idle()
+
+    def _close_idle(self) -> None:
+        for file in [file for file, (_, users) in self._open.items() if not users]:
+            os.close(self._open.pop(file)[0])
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):  # at exit, or when opening failed

@@ -35,7 +35,9 @@ SETTINGS = (
 )  # fmt: skip
 """What changes the function of a network and no shape."""
 
-UNKNOWN_START = "not told by these files. Members must be fine-tunings of one start: averages of others are no better than noise"
+UNKNOWN_START = (
+    "not told by these files. Members must be fine-tunings of one start: averaging others usually ruins them"
+)
 
 
 def check_models(

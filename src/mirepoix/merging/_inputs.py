@@ -32,6 +32,16 @@ WIDE: dict[str, type[np.floating[Any]]] = {
 }
 """The dtype to compute in, by the dtype of a tensor."""
 
+HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "embed_in.weight",
+)
+"""Names of output and input embeddings in models of language."""
+
 STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 
 
@@ -109,7 +119,8 @@ class Source:
         label: What to call it in messages.
         theta: The weights, lazy or in memory.
         names: All names after renaming, in the order of the member, aliases included.
-        aliases: Names of tied weights, each with the name that holds its values.
+        tied: Names of tied weights, seen in the file or said by the model's configuration, each with the name that
+            holds its values. They can be read like others, in ``names`` or not.
     """
 
     def __init__(self, theta: Mapping[str, Any], label: str, rename: Mapping[str, str] | None = None) -> None:
@@ -121,11 +132,12 @@ class Source:
         self._old = _renamed(theta, rename or {}, label)
         self.names = list(self._old)
         self.checkpoint = theta if isinstance(theta, Checkpoint) else None
-        self.aliases: dict[str, str] = {}
+        self.tied: dict[str, str] = {}
         self._kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         if self.checkpoint is not None:
             new = {old: name for name, old in self._old.items()}
-            self.aliases = {new[alias]: new[name] for alias, name in self.checkpoint.aliases.items()}
+            self.tied = {new[alias]: new[name] for alias, name in self.checkpoint.aliases.items()}
+            self.tied |= _tied_by_configuration(self.checkpoint.config or {}, self.names)
             codes, shapes = self.checkpoint.codes, self.checkpoint.shapes
             self._kinds = {name: (codes[old], shapes[old]) for name, old in self._old.items()}
         self._last: tuple[str, RawTensor] | None = None
@@ -144,6 +156,7 @@ class Source:
 
     def stored(self, name: str, start: int, stop: int, buffer: memoryview | None = None) -> Array:
         """Entries as they are stored (bfloat16 as uint16); with a ``buffer``, valid until it is used again."""
+        name = name if name in self._old else self.tied[name]
         code = self._kind(name)[0]
         size = DTYPES[code][1]
         first, count = start * size, (stop - start) * size
@@ -170,6 +183,7 @@ class Source:
 
     def bytes(self, name: str) -> memoryview:
         """The whole content of a tensor."""
+        name = name if name in self._old else self.tied[name]
         if self.checkpoint is not None:
             return self.checkpoint.raw(self._old[name]).data
         return self._content(name).data
@@ -181,6 +195,8 @@ class Source:
             self.checkpoint.close()
 
     def _kind(self, name: str) -> tuple[str, tuple[int, ...]]:
+        if name not in self._old:
+            name = self.tied[name]
         if name not in self._kinds:
             content = self._content(name)
             self._kinds[name] = content.code, content.shape
@@ -192,6 +208,14 @@ class Source:
             if self._last is None or self._last[0] != name:
                 self._last = (name, raw(f"{name!r} in {self.label}", self.theta[self._old[name]]))
             return self._last[1]
+
+
+def _tied_by_configuration(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """The head of a language model that is not written because it is the embedding."""
+    if not config.get("tie_word_embeddings") or any(name in names for name in HEADS):
+        return {}
+    embedding = next((name for name in names if name.endswith(EMBEDDINGS)), None)
+    return {} if embedding is None else {HEADS[0]: embedding}
 
 
 def _renamed(names: Iterable[str], rename: Mapping[str, str], label: str) -> dict[str, str]:

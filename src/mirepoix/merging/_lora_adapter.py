@@ -288,7 +288,8 @@ def adapter_delta(adapter: LoraAdapter, module: str, *, transposed: bool | None 
             kinds, so do not trust it there.
 
     Raises:
-        InputError: For a layer that is not adapted; with DoRA, where the change depends on the base.
+        InputError: For a layer that is not adapted; with DoRA, where the change depends on the base; inside
+            torch's own attention module, where it depends on the version of PEFT.
     """
     if module not in adapter.layers:
         raise InputError(
@@ -298,6 +299,11 @@ def adapter_delta(adapter: LoraAdapter, module: str, *, transposed: bool | None 
     if layer.magnitude:
         raise InputError(
             f"{adapter.label}: uses DoRA, whose change depends on the base. Use merge_into_base."
+        )
+    if layer.root != module:
+        raise InputError(
+            f"{adapter.label}: {module!r} is part of an attention of torch, whose change depends on the version of "
+            "PEFT: 0.21.2 and earlier count it twice (huggingface/peft, pull request 3774)."
         )
     if transposed is None:
         transposed = bool(adapter.config.get("fan_in_fan_out"))

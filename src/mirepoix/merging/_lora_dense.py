@@ -88,14 +88,15 @@ def merge_into_base(
 
     Raises:
         InputError: As in `merge_adapters`; if the base lacks an adapted layer or has it in another shape, is
-            quantised, or ties a weight that is adapted to one that is not.
+            quantised, or ties a weight that is adapted to one that is not; for torch's own attention module,
+            whose output PEFT counts twice in some versions.
     """
     out = Path(out)
     size = None if max_shard is None else parse_size(max_shard)
     with open_members(adapters, coefficients, strict=strict, same_base=same_base) as members:
         source = open_source(base, "base")
         try:
-            _check_out(out, members, source, overwrite)
+            _check(out, members, source, overwrite)
             dense = _Dense(members, source, transposed, rename or {}, strict)
             dense.check_ties()
             tensors = {
@@ -119,7 +120,7 @@ def merge_into_base(
     )
 
 
-def _check_out(out: Path, members: Members, base: Source, overwrite: bool) -> None:
+def _check(out: Path, members: Members, base: Source, overwrite: bool) -> None:
     inputs = [file for adapter in members.adapters for file in adapter.files]
     inputs += base.checkpoint.files if base.checkpoint is not None else ()
     if any(out.exists() and file.exists() and out.samefile(file) for file in inputs):
@@ -130,6 +131,13 @@ def _check_out(out: Path, members: Members, base: Source, overwrite: bool) -> No
         if adapter.config.get("layer_replication"):
             raise InputError(
                 f"{adapter.label}: repeats layers of its base (layer_replication). Merge it into its base with PEFT."
+            )
+        twice = next((module for module in adapter.layers if ".base_layer." in module), None)
+        if twice is not None:
+            raise InputError(
+                f"{adapter.label}: adapts an attention of torch, of which PEFT 0.21.2 and earlier count {twice!r} "
+                "twice (huggingface/peft, pull request 3774), so its change depends on the version. Use "
+                "merge_adapters, and merge the result into the base with the version it was trained with."
             )
 
 
@@ -215,26 +223,18 @@ class _Dense:
         self.steps[name] = steps
 
     def _weight(self, module: str) -> str:
-        plain = module.replace(".base_layer.", ".")
-        for end in ("weight", "in_proj_weight"):
-            name = self._renamed(f"{plain}.{end}")
-            if name in self.names:
-                if not is_float(self.base.code(name)):
-                    raise InputError(
-                        f"base: {name!r} has dtype {self.base.code(name)}, expected floats. Is it quantised? Use the "
-                        "weights before quantisation."
-                    )
-                return name
-        last = plain.rsplit(".", 1)[-1]
-        near = [name for name in self.base.names if name.endswith(f"{last}.weight")]
-        raise InputError(
-            f"base: expected {self._renamed(plain + '.weight')!r}, which the adapters change, got no such name"
-            + (
-                f" but {some(near, 3)}. Pass rename={{pattern: replacement}}."
-                if near
-                else ". Is it another model?"
+        name = self._renamed(f"{module}.weight")
+        if name not in self.names:
+            last = module.rsplit(".", 1)[-1]
+            near = [other for other in self.base.names if other.endswith(f"{last}.weight")]
+            why = f" but {some(near, 3)}. Pass rename=." if near else ". Is it another model?"
+            raise InputError(f"base: expected {name!r}, which the adapters change, got no such name{why}")
+        if not is_float(self.base.code(name)):
+            raise InputError(
+                f"base: {name!r} has dtype {self.base.code(name)}, expected floats. Is it quantised? Use the weights "
+                "before quantisation."
             )
-        )
+        return name
 
     def _orientations(self, weights: Mapping[str, str], transposed: str | None) -> dict[str, bool]:
         """Whether the base has each weight as (in, out)."""
@@ -277,8 +277,7 @@ class _Dense:
             self._change(name, lambda: self._product(module, name, turned))
         biased = [term for term in terms if term.layer.bias]
         if biased:
-            end = "in_proj_bias" if name.endswith("in_proj_weight") else "bias"
-            bias = name.removesuffix("in_proj_weight").removesuffix("weight") + end
+            bias = self._renamed(f"{module}.bias")
             if bias not in self.names:
                 raise InputError(
                     f"base: expected {bias!r}, which the adapters change (lora_bias), got no such name."

@@ -354,7 +354,7 @@ class _Job:
                 measured = self.rule.measure(_TensorInputs(self, planned), survey)
                 if isinstance(self.rule, LinearRule):
                     line = self.rule.line(planned.name, len(self.labels), measured)
-                    measured = _among(line, planned.members, len(self.labels))
+                    measured = _sum_of(_among(line, planned.members, len(self.labels)), planned, self)
             if not planned.is_float or (self.rule.whole and planned.size):
                 yield planned, 0, planned.size, measured
                 continue
@@ -363,6 +363,43 @@ class _Job:
                 size = max(4096, min(CHUNK, ROOM // (8 * (len(planned.members) + 2))))
             for start in range(0, planned.size, size):
                 yield planned, start, min(start + size, planned.size), measured
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A linear rule on one tensor: what is read, times what."""
+
+    terms: Sequence[tuple[float, Source]]
+    divisor: float
+    dtype: type[np.floating[Any]]
+    clamp: bool
+    watch: bool
+    """Whether equal entries must be kept by hand, for lack of digits."""
+    copies: bool
+    """Whether the one term's bytes are the result."""
+
+
+def _sum_of(line: Line, planned: Planned, job: _Job) -> _Sum:
+    terms = [(c, job.sources[i]) for c, i in zip(line.coefficients, planned.members, strict=True) if c != 0]
+    if line.base != 0:
+        if not planned.base or job.base is None:
+            raise InputError(
+                f"base: has no {planned.name!r}, which members hold. Leave it out with names='intersection'."
+            )
+        terms.insert(0, (line.base, job.base))
+    if not terms:
+        raise InputError(f"coefficients for {planned.name!r}: expected one other than 0, got none.")
+    copies = len(terms) == 1 and terms[0][0] == line.divisor and planned.rows is None
+    # Float32 sums in float64, and float16 in float32, of few positive terms round back to equal entries anyway.
+    watch = line.affine and (planned.code == "F64" or any(c < 0 for c, _ in terms) or len(terms) > 1000)
+    return _Sum(
+        terms,
+        line.divisor,
+        _wide(job, planned),
+        line.clamp,
+        watch,
+        copies and terms[0][1].code(planned.name) == planned.code,
+    )
 
 
 class _Worker:
@@ -385,25 +422,21 @@ class _Worker:
             return _integers(self.job, planned)
         # Overflow and NaN are judged on the result, with the name of the tensor, and not by NumPy.
         with np.errstate(all="ignore"):
-            if (whole := self._copy_of(planned, measured)) is not None:
-                stored = self._stored(whole, planned.name, start, stop)
-                if self.job.check != "none":
-                    self._check_finite(planned, start, stop, stored)
-                return memoryview(stored).cast("B") if stored.size else memoryview(b"")
-            if planned.rows is not None:
-                wide = self._rows(planned, start, stop, measured)
+            if isinstance(measured, _Sum) and measured.copies:
+                stored = self._stored(measured.terms[0][1], planned.name, start, stop)
+            elif planned.rows is not None:
+                stored = narrow(planned.code, self._rows(planned, start, stop, measured))
             else:
-                wide = self._combine(planned, start, stop, measured)
-            stored = narrow(planned.code, wide)
+                stored = narrow(planned.code, self._combine(planned, start, stop, measured))
         if self.job.check != "none":
             self._check_finite(planned, start, stop, stored)
         return memoryview(stored).cast("B") if stored.size else memoryview(b"")
 
     def _combine(self, planned: Planned, start: int, stop: int, measured: Any) -> Array:
+        if isinstance(measured, _Sum):
+            return self._line(planned, start, stop, measured)
         rule, job = self.job.rule, self.job
         dtype = _wide(job, planned)
-        if isinstance(measured, Line):
-            return self._line(planned, start, stop, measured, dtype)
         members = [
             self._read(job.sources[i], planned.name, start, stop, dtype, ("member", i))
             for i in planned.members
@@ -418,44 +451,15 @@ class _Worker:
         piece = Piece(planned.name, planned.shape, start, stop)
         return rule.combine(piece, members, base, measured)
 
-    def _terms(self, planned: Planned, line: Line) -> list[tuple[float, Source]]:
-        """Coefficients other than 0, and whose they are; the base comes first."""
-        job = self.job
-        terms = [
-            (c, job.sources[i]) for c, i in zip(line.coefficients, planned.members, strict=True) if c != 0
-        ]
-        if line.base == 0:
-            return terms
-        if not planned.base or job.base is None:
-            raise InputError(
-                f"base: has no {planned.name!r}, which members hold. Leave it out with names='intersection'."
-            )
-        return [(line.base, job.base), *terms]
-
-    def _copy_of(self, planned: Planned, measured: Any) -> Source | None:
-        """The member whose bytes are the result, if there is one."""
-        if not isinstance(measured, Line) or planned.rows is not None:
-            return None
-        terms = self._terms(planned, measured)
-        if len(terms) != 1 or terms[0][0] != measured.divisor:
-            return None
-        source = terms[0][1]
-        return source if source.code(self._stored_name(source, planned.name)) == planned.code else None
-
-    def _line(self, planned: Planned, start: int, stop: int, line: Line, dtype: Any) -> Array:
+    def _line(self, planned: Planned, start: int, stop: int, line: _Sum) -> Array:
         """`LinearRule.combine` with one running sum; equal entries stay what they are."""
-        job, name, count = self.job, planned.name, stop - start
-        terms = self._terms(planned, line)
-        if not terms:
-            raise InputError(f"coefficients for {name!r}: expected one other than 0, got none.")
-        # Float32 sums in float64, and float16 in float32, of few positive terms round back to equal entries anyway.
-        watch = line.affine and (planned.code == "F64" or any(c < 0 for c, _ in terms) or len(terms) > 1000)
+        name, count, dtype = planned.name, stop - start, line.dtype
         total = self.buffer("total", count, dtype)
         first = equal = None
-        for number, (coefficient, source) in enumerate(terms):
+        for number, (coefficient, source) in enumerate(line.terms):
             if number == 0:
                 self._read(source, name, start, stop, dtype, "total")
-                if watch:
+                if line.watch:
                     first = self.buffer("first", count, dtype)
                     first[...] = total
                 if coefficient != 1:
@@ -473,7 +477,7 @@ class _Worker:
         if first is not None and equal is not None:
             np.copyto(total, first, where=equal)
         if line.clamp and name.endswith("running_var") and bool((total < 0).any()):
-            job.clamped.append(name)
+            self.job.clamped.append(name)
             np.maximum(total, 0, out=total)
         return total
 
@@ -495,21 +499,17 @@ class _Worker:
         return out
 
     def _stored(self, source: Source, name: str, start: int, stop: int) -> Array:
-        name = self._stored_name(source, name)
         buffer = self.buffer("stored", (stop - start) * DTYPES[source.code(name)][1], np.uint8)
         return source.stored(name, start, stop, buffer.data)
 
     def _read(self, source: Source, name: str, start: int, stop: int, dtype: Any, key: Any) -> Array:
-        code = source.code(self._stored_name(source, name))
+        code = source.code(name)
         stored = self._stored(source, name, start, stop)
         if self.job.check == "inputs" and not np.isfinite(_floats(code, stored)).all():
             raise InputError(
                 f"{source.label}: {name!r} holds NaN or infinity. Leave this member out, or pass check='none'."
             )
         return widen(code, stored, self.buffer(key, stop - start, dtype))
-
-    def _stored_name(self, source: Source, name: str) -> str:
-        return name if name in source else source.aliases[name]
 
     def _check_finite(self, planned: Planned, start: int, stop: int, stored: Array) -> None:
         if bool(np.isfinite(_floats(planned.code, stored)).all()):
@@ -606,10 +606,7 @@ def _among(line: Line, members: Sequence[int], count: int) -> Line:
 def _wide(job: _Job, planned: Planned) -> type[np.floating[Any]]:
     owners = [job.sources[i] for i in planned.members]
     owners += [job.base] if planned.base and job.base is not None else []
-    codes = [
-        source.code(planned.name if planned.name in source else source.aliases[planned.name])
-        for source in owners
-    ]
+    codes = [source.code(planned.name) for source in owners]
     return wide_dtype([*codes, planned.code])
 
 

@@ -630,7 +630,7 @@ def _load(path: Path) -> Any:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        return _Yaml(content.decode("utf-8-sig")).document()
+        return _Yaml(content.decode()).document()
     except UnicodeDecodeError as error:
         raise InputError(f"expected text in UTF-8, got other bytes: {error}.") from error
     except yaml.YAMLError as error:

@@ -293,7 +293,7 @@ def _obstacle(
             first = order[np.searchsorted(units.unit[order], np.arange(len(units.kind)))]
             graph.link(first[one], first[two])
             return one, None
-        return units.several.ravel(), "a reshape mixes them"
+        return units.several.ravel(), "a reshape or two group normalisations mix them"
 
     up = units.parent
     grand = up[up[up >= 0]]

@@ -21,15 +21,6 @@ __all__ = ["Names", "Plan", "Planned", "plan_merge"]
 
 Names: TypeAlias = Literal["strict", "intersection", "union"]
 
-HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
-EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-    "embed_in.weight",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -143,23 +134,10 @@ def _out_code(dtype: str | None) -> str | None:
 # Names.
 
 
-def _tied(source: Source) -> dict[str, str]:
-    """Names that hold the values of another: seen in the file, or said by the model's configuration."""
-    tied = dict(source.aliases)
-    config = getattr(source.checkpoint, "config", None) or {}
-    names = set(source.names)
-    if config.get("tie_word_embeddings"):
-        head = next((n for n in HEADS if n not in names), None)
-        embedding = next((n for n in source.names if n.endswith(EMBEDDINGS)), None)
-        if head and embedding and not any(n in names for n in HEADS):
-            tied[head] = embedding
-    return tied
-
-
 def _common_aliases(sources: Sequence[Source], base: Source | None) -> dict[str, str]:
     """Names tied in every member; where some hold both names, they must hold the same values twice."""
     everyone = [*sources, *([base] if base is not None else [])]
-    tied = [_tied(source) for source in everyone]
+    tied = [source.tied for source in everyone]
     found: dict[str, str] = {}
     for name, target in {n: t for each in tied for n, t in each.items()}.items():
         if not any(name in source.names for source in everyone):
@@ -184,7 +162,7 @@ def _common_aliases(sources: Sequence[Source], base: Source | None) -> dict[str,
 
 
 def _holds(source: Source, name: str, untie: bool) -> bool:
-    return name in source or (untie and name in _tied(source))
+    return name in source or (untie and name in source.tied)
 
 
 def _check_names(first: Source, source: Source, aliases: Mapping[str, str]) -> None:
@@ -229,8 +207,8 @@ def _planned(
     holders = tuple(i for i, source in enumerate(sources) if _holds(source, name, untie))
     in_base = base is not None and _holds(base, name, untie)
     owners = [*([base] if in_base and base is not None else []), *(sources[i] for i in holders)]
-    codes = [source.code(_where(source, name, untie)) for source in owners]
-    shapes = [source.shape(_where(source, name, untie)) for source in owners]
+    codes = [source.code(name) for source in owners]
+    shapes = [source.shape(name) for source in owners]
     for source, code in zip(owners, codes, strict=True):
         if code.startswith("C"):
             raise InputError(
@@ -267,10 +245,6 @@ def _planned(
     raise InputError(
         f"{differ}. Members need the same architecture and the same head; attach one with `with_head(theta, head)`."
     )
-
-
-def _where(source: Source, name: str, untie: bool) -> str:
-    return name if name in source or not untie else _tied(source)[name]
 
 
 def _widest(codes: Iterable[str]) -> str:

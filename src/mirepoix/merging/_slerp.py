@@ -142,10 +142,11 @@ def _arc(cos: float, t: float) -> Array:
 def karcher(cos: Array, weights: Array) -> Array | None:
     """Coefficients of the mean direction in terms of the directions, or None where there is no unique one.
 
-    Steps of the Riemannian gradient; a step is a combination of the directions, so only their cosines matter.
+    Its equation says that the coefficients are in proportion to ``pull``, which depends on their angles to the mean
+    they give: put in, and again, until nothing changes. Only the cosines of the directions matter.
     """
     beta = weights
-    for _ in range(10_000):
+    for _ in range(1000):
         square = float((beta[:, None] * beta * cos).sum())
         if square < 1e-12:
             return None
@@ -155,10 +156,10 @@ def karcher(cos: Array, weights: Array) -> Array | None:
             return None
         sine = np.sqrt(1 - c * c)
         pull = weights * np.where(sine < 1e-7, 1.0, np.arccos(c) / np.maximum(sine, 1e-7))
-        shrink = 1 - float((pull * c).sum())
-        if shrink >= 1:
+        size = float((pull * c).sum())
+        if size <= 0:  # so far apart that this would be no minimum
             return None
-        if np.abs(pull - (1 - shrink) * beta).max() < 1e-14:
+        if np.abs(pull - size * beta).max() < 1e-14:
             return beta
-        beta = pull + shrink * beta
+        beta = pull
     return None

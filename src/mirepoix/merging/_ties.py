@@ -191,8 +191,11 @@ def check_densities(density: float | Coefficients, labels: Sequence[str]) -> Non
         raise InputError(
             f"density: expected the members {', '.join(labels)}, got {', '.join(density)}. Name each once."
         )
-    if not isinstance(density, int | float) and len(density) != len(labels):
+    if isinstance(density, int | float):
+        return
+    if len(density) != len(labels):
         raise InputError(f"density: expected one per member ({len(labels)}), got {len(density)}.")
+    check_coefficients(density, labels)
 
 
 def densities(density: float | Coefficients, labels: Sequence[str], name: str) -> dict[str, float]:
