@@ -35,6 +35,7 @@ import itertools
 import json
 import os
 import platform
+import resource
 import shlex
 import shutil
 import statistics
@@ -138,14 +139,23 @@ class Table:
             for program in self.against.values():
                 other = beside.get(program)
                 cells.append("" if other is None else f"{row.ratio(other):.2f}")
-            # `cat` and `dd` need less than the process that starts them, which is what would be shown.
-            bare = row.program in (READ, WRITE, SYNC)
-            cells.append("" if bare else f"{statistics.median(row.peaks) / 1e6:.0f}")
+            # What needs less than the process that starts it shows the size of that one.
+            peak, seen = statistics.median(row.peaks), own_peak()
+            cells.append(f"{peak / 1e6:.0f}" if peak > 1.02 * seen else f"< {seen / 1e6:.0f}")
             if self.per_member:
                 cells.append(f"{1000 * median / row.count:.1f}")
             lines.append([*cells, row.result()] if compared else cells)
         text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         return "\n\n".join([f"**{self.part}**: {self.title}", text, *self.notes])
+
+
+def own_peak() -> int:
+    """The largest resident size of this process, in bytes."""
+    return peak_bytes(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def peak_bytes(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # Processes --------------------------------------------------------------------------------------------------
@@ -174,7 +184,7 @@ def run(row: Row) -> str | None:
             return said.read().decode(errors="replace").strip() or f"exit code {child.returncode}"
     row.seconds.append(seconds)
     row.processor.append(usage.ru_utime + usage.ru_stime)
-    row.peaks.append(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    row.peaks.append(peak_bytes(usage))
     return None
 
 
@@ -370,14 +380,15 @@ class Bench:
         self.results.mkdir(exist_ok=True)
         return self.results / f"{next(self.number):03d}{suffix}"
 
-    def floors(self, inputs: str, members: Sequence[Path]) -> Iterator[Row]:
-        """What no program can do without."""
+    def floors(self, inputs: str, members: Sequence[Path]) -> list[Row]:
+        """What no program can do without: reading, reading and writing, and waiting for the disk."""
         read = f"cat {shlex.join(map(str, members))} > /dev/null"
-        yield Row(inputs, READ, ["sh", "-c", read], count=len(members))
+        rows = [Row(inputs, READ, ["sh", "-c", read], count=len(members))]
         for program, wait in ((WRITE, ""), (SYNC, " conv=fsync")):
             out = self.out()
             write = f"dd if={shlex.quote(str(members[0]))} of={shlex.quote(str(out))} bs=1M status=none{wait}"
-            yield Row(inputs, program, ["sh", "-c", f"{read} && {write}"], out, count=len(members))
+            rows.append(Row(inputs, program, ["sh", "-c", f"{read} && {write}"], out, count=len(members)))
+        return rows
 
     def soup(
         self, inputs: str, members: Sequence[Path], *options: object, program: str = OURS, mean: bool = True
@@ -455,7 +466,7 @@ def members_table(bench: Bench) -> Table:
             for number, file in enumerate(linked):
                 file.hardlink_to(eight[number % len(eight)])
         inputs = size(linked)
-        rows += [*bench.floors(inputs, linked), bench.soup(inputs, linked)]
+        rows += [*bench.floors(inputs, linked)[1:], bench.soup(inputs, linked)]
     title = "more members of the same size; above eight, other names of the same files."
     return Table("members", title, rows, AGAINST, per_member=True)
 
@@ -464,15 +475,15 @@ def formats_table(bench: Bench, large: bool) -> Table:
     rows = []
     halves, pickled = bench.members(8, dtype="bfloat16"), bench.members(8, suffix=".pt")
     inputs = f"{size(halves)} bfloat16"
-    rows += [*bench.floors(inputs, halves), bench.soup(inputs, halves)]
+    rows += [*bench.floors(inputs, halves)[1:], bench.soup(inputs, halves)]
     rows.append(bench.loop(inputs, halves, "float32"))
     inputs = f"{size(pickled)} `.pt`"
-    rows += [*bench.floors(inputs, pickled), bench.soup(inputs, pickled)]
+    rows += [*bench.floors(inputs, pickled)[1:], bench.soup(inputs, pickled)]
     rows.append(bench.load(inputs, pickled))
     if large:
         pair = bench.large()
         inputs = f"{size(pair)} float32"
-        rows += [*bench.floors(inputs, pair), bench.soup(inputs, pair)]
+        rows += [*bench.floors(inputs, pair)[1:], bench.soup(inputs, pair)]
         rows.append(bench.loop(inputs, pair, "float32"))
     return Table("formats", "other dtypes, files and sizes.", rows, AGAINST)
 
@@ -488,10 +499,10 @@ def rules_table(bench: Bench) -> Table:
         "dare": (*base, "--coefficients", share, "--seed", "0"),
         "model-stock": base,
     }
-    rows = [*bench.floors(inputs, eight), bench.soup(inputs, eight, program=AVERAGE)]
+    rows = [*bench.floors(inputs, eight)[1:], bench.soup(inputs, eight, program=AVERAGE)]
     for name, options in methods.items():
         rows.append(bench.soup(inputs, eight, "-m", name, *options, program=name, mean=False))
-    rows += [*bench.floors(both, eight[:2]), bench.soup(both, eight[:2], program=AVERAGE)]
+    rows += [*bench.floors(both, eight[:2])[1:], bench.soup(both, eight[:2], program=AVERAGE)]
     rows.append(bench.soup(both, eight[:2], "-m", "slerp", "--t", "0.5", program="slerp", mean=False))
     against = {"x floor": WRITE, "x floor with fsync": SYNC, "x average": AVERAGE}
     return Table("rules", "other rules; all but average and slerp also read the base.", rows, against)
@@ -501,7 +512,7 @@ def start_table(bench: Bench) -> Table:
     twenty = bench.members(20)
     inputs = size(twenty)
     bare = "`python -c pass`"
-    rows = [next(bench.floors(inputs, twenty))]
+    rows = bench.floors(inputs, twenty)[:1]
     rows.append(
         Row(inputs, "`mirepoix check`", [mirepoix(), "check", *map(str, twenty)], count=20, optional=True)
     )
@@ -545,12 +556,14 @@ def machine(folder: Path, mergekit: Path | None) -> dict[str, Any]:
     for line in facts.read_text().splitlines() if facts.exists() else ():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
-    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip()
+    # A heading, then the kind.
+    df = subprocess.run(["df", "--output=fstype", folder], capture_output=True, text=True)
+    kind = df.stdout.split()[-1] if df.returncode == 0 else "unknown"
     found = {
         "cores": os.cpu_count(),
         "threads of torch": os.environ.get("OMP_NUM_THREADS", "all"),
         "cpu": model,
-        "files on": kind or "unknown",
+        "files on": kind,
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "torch", "safetensors")},
     }
@@ -610,7 +623,7 @@ def main() -> None:
             print(name, file=sys.stderr)
             in_turns(table, options.repeats, warm=not options.tiny)
             check_results(table)
-            shutil.rmtree(bench.results)
+            shutil.rmtree(bench.results, ignore_errors=True)
             tables.append(table)
     seconds = time.monotonic() - started
     everyone_after, us_after = busy_seconds()

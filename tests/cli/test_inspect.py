@@ -87,7 +87,9 @@ def test_of_several_containers_the_one_asked_for_is_taken(tmp_path):
 def test_old_torch_files_need_a_word(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     assert call("inspect", tmp_path / "w.pt").code == 2
-    assert inspected(tmp_path / "w.pt", "--allow-torch-load")["tensors"] == 1
+    assert inspected(tmp_path / "w.pt", "--allow-torch-load")["container"] == "."
+    torch.save({"params": {"w": torch.ones(2)}}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    assert inspected(tmp_path / "w.pt", "--allow-torch-load")["container"] == "params"
 
 
 def test_tied_weights_are_named_and_counted_once(tmp_path):

@@ -44,20 +44,19 @@ FOLLOWED = {
     "largest": (lambda x, s: x * s / x.amax(1, keepdim=True).abs(), {}, [8]),
     "halves multiplied": (lambda x, s: (x * s).chunk(2, -1)[0] * x.chunk(2, -1)[1].sigmoid(), {"left": 4}, [4]),
     "halves apart": (lambda x, s: torch.cat([x[:, :4].relu(), x[:, 4:].tanh()], 1) * s, {}, [4, 4]),
-    "halves swapped": (lambda x, s: torch.cat([x[:, 4:], x[:, :4] * s[:4]], 1), {}, [4, 4]),
+    "halves swapped": (lambda x, s: torch.cat([x[:, 4:] * s[4:], x[:, :4] * s[:4]], 1), {}, [4, 4]),
     "part": (lambda x, s: (x * s)[:, 2:5], {"left": 3}, [3, 5]),
     "every other": (lambda x, s: (x * s)[:, ::2], {"left": 4}, [4, 4]),
     "one channel": (lambda x, s: x * s * x[:, :1], {}, [7]),
     "another channel": (lambda x, s: x * s + x[:, 3].unsqueeze(1), {}, [7]),
     "twice": (lambda x, s: torch.cat([x.relu(), (x * s).tanh()], -1), {"left": 16}, [8]),
-    "the same twice": (lambda x, s: torch.cat([x, x], -1), {"left": 16}, [8]),
+    "the same twice": (lambda x, s: torch.cat([x * s] * 2, -1), {"left": 16}, [8]),
     "zeros around": (lambda x, s: F.pad(x * s, (2, 1)) * 3, {"left": 11}, [3, 8]),
     "cropped": (lambda x, s: F.pad(x * s, (-2, -2)), {"left": 4}, [4, 4]),
     "written into zeros": (lambda x, s: torch.zeros_like(x).copy_(x) * s, {}, [8]),
     "in place": (lambda x, s: x.mul_(s).relu_(), {}, [8]),
     "outer product": (lambda x, s: (x.unsqueeze(2) * s).sum(2), {}, [8, 8]),
     "stacked and summed": (lambda x, s: torch.stack([x, x * s], 1).sum(1), {}, [8]),
-    "spread": (lambda x, s: (x * s)[:, :, None].expand(-1, 8, 5).flatten(1), {"left": 40}, [8]),
     "matrix and back": (lambda x, s: (x * s).view(-1, 2, 4).transpose(1, 2).transpose(1, 2).flatten(1), {}, [2, 8]),
     "blocks normalised": (lambda x, s: F.group_norm(x, 4, s), {}, [4, 8]),
     "one block": (lambda x, s: F.group_norm(x, 1, s), {}, [8]),
@@ -90,6 +89,7 @@ REFUSED = {
     "shuffled": (lambda x, s: (x * s).view(-1, 2, 4).transpose(1, 2).flatten(1), "'clone'|'view'|'_unsafe_view'"),
     "ranked": (lambda x, s: x * s * torch.arange(8), "a constant that is no weight"),
     "own order": (lambda x, s: x * s + x[:, [*range(1, 8), 0]], "'index'"),
+    "spread": (lambda x, s: (x * s)[:, :, None].expand(-1, 8, 2).flatten(1)[:, :8], "a reshape"),
     "half mirrored": (lambda x, s: torch.cat([x[:, :4], x[:, :4].flip(1)], 1) * s, "'flip'"),
 }  # fmt: skip
 
@@ -138,7 +138,8 @@ def test_embeddings_pass_their_entries_on_and_keep_their_words():
     model = randomised(nn.Sequential(nn.Embedding(6, 8), nn.LayerNorm(8), nn.Flatten(), nn.Linear(32, 2)))
     units, spec = moving(model, torch.tensor([[0, 3, 3, 5]]))
     assert units == [8]
-    assert [(act.tensor, act.axis) for act in next(iter(spec.groups.values())).acts][0] == ("0.weight", 1)
+    act = spec.groups["0"].acts[0]
+    assert (act.tensor, act.axis) == ("0.weight", 1)
 
 
 def test_operations_of_others_are_not_followed():

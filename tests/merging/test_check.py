@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.merging.check_samples import faults, network, write
 
@@ -79,6 +79,15 @@ def test_a_file_that_may_not_be_read_is_at_fault(tmp_path, monkeypatch):
     assert "permissions" in advice
     with pytest.raises(InputError, match=r"b.safetensors: cannot be read: Permission denied"):
         check_files(paths[1:2] * 2)
+
+
+def test_what_a_person_may_allow_can_be_converted(tmp_path):
+    (a,) = write(tmp_path, {"a": {"w": np.ones(3, np.float32)}})
+    torch.save({"w": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({"w": torch.ones(1).expand(3)}, tmp_path / "wide.pt")
+    (_, _, old), (_, _, wide) = faults([a, tmp_path / "old.pt", tmp_path / "wide.pt"])
+    assert f"`mirepoix convert {tmp_path / 'old.pt'} OUT.safetensors --allow-torch-load`" in old
+    assert f"`mirepoix convert {tmp_path / 'wide.pt'} OUT.safetensors --allow-expand`" in wide
 
 
 def test_where_nothing_can_be_opened_the_reasons_are_the_error(tmp_path):
@@ -190,6 +199,7 @@ def test_the_result_is_plain_values(tmp_path):
     assert content["faults"][0].keys() == {"member", "what", "advice"}
 
 
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["plain", "head", "names", "kind"]), min_size=2, max_size=5))
 def test_yes_means_that_a_merge_takes_them(tmp_path_factory, kinds):
     from mirepoix.merging import merge

@@ -142,7 +142,8 @@ def test_a_float_is_no_integer():
         (("layers.0.fc.weight", "head.fc.weight"), "head.fc"),
         (("vit.heads.head.weight", "vit.encoder.weight"), "vit.heads.head"),
         (("model.embed_tokens.weight", "lm_head.weight"), "lm_head"),
-        (("fc1.weight", "attention.output_dense.weight"), None),
+        (("layer1.linear.weight", "linear.weight", "fc1.weight"), "linear"),
+        (("fc1.weight", "layer1.linear.weight", "attention.output_dense.weight"), None),
     ],
 )
 def test_heads_are_found_by_name_outermost_and_last(names, head):

@@ -294,6 +294,7 @@ def test_density_may_differ_from_layer_to_layer(read):
     assert values_of(first)[:2] == [1, 1]
     assert values_of(first, ["model.layers.3.mlp.up.weight"]) == [0.25]
     assert second == 0.5
+    Ties(**recipe.parameters).check(["0", "1"])
 
 
 def test_density_of_one_in_the_end_is_the_default_for_what_no_filter_matches(read):

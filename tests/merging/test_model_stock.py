@@ -16,7 +16,9 @@ def pair(cos, base, lengths=(1.0, 1.0)):
     return [{"w": base + a}, {"w": base + b}]
 
 
-@pytest.mark.parametrize(("cos", "t"), [(1.0, 1.0), (0.5, 2 / 3), (0.25, 0.4), (0.0, 0.0), (-0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("cos", "t"), [(1.0, 1.0), (0.5, 2 / 3), (0.25, 0.4), (0.0, 0.0), (-0.5, 0.0), (-1.0, 0.0)]
+)
 def test_two_members_give_the_published_ratio(cos, t):
     base = np.array([3.0, -1.0, 2.0])
     members = pair(cos, base, (2.0, 5.0))
@@ -100,9 +102,20 @@ def test_copies_away_from_the_base_give_themselves_back(scope):
 
 
 @pytest.mark.parametrize("scope", ["tensor", "row"])
+def test_entries_that_all_share_stay_to_the_last_bit(scope):
+    random = np.random.default_rng(0)
+    shared = random.normal(size=(1, 500))
+    shared[0, :9] = -0.0
+    base, *members = ({"w": np.hstack([shared, random.normal(size=(1, 4)) + 3 * i])} for i in (0, 1, 1))
+    merged = drive(ModelStock(scope), members, base)["w"]
+    assert bits({"w": merged[:, :500]}) == bits({"w": shared})
+    assert (merged[:, 500:] != base["w"][:, 500:]).all()
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row"])
 def test_both_ends_are_reached_to_the_last_bit(scope):
     base = {"w": np.array([[1.0, -0.0, 0.0, np.pi]])}
-    theta = {"w": np.array([[-0.0, 0.3, -0.0, 1e300]])}
+    theta = {"w": np.array([[-0.0, 0.3, -0.0, 1e30]])}
     assert bits(drive(ModelStock(scope), [theta, theta], base)) == bits(theta)
     opposite = [{"w": np.array([[2.0, 1.0, 1.0, 3.0]])}, {"w": np.array([[0.0, -1.0, -1.0, 3.0]])}]
     opposite[1]["w"][0, 3] = opposite[0]["w"][0, 3] = np.pi

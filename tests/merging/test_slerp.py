@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.merging.driver import bits, check_copies, check_pieces, drive, example
 
+from mirepoix.merging import merge
 from mirepoix.merging._slerp import Slerp, _arc, karcher
 from mirepoix.types import InputError
 
@@ -146,6 +147,18 @@ def test_without_a_unique_mean_the_line_is_taken():
     np.testing.assert_allclose(
         opposite, 0.5 * at(0)["w"] + 0.25 * at(180)["w"] + 0.25 * at(1)["w"], atol=1e-12
     )
+    balanced = drive(Slerp(), cross)["w"]
+    np.testing.assert_allclose(balanced, [0, 0], atol=1e-15)
+
+
+def test_variances_that_turn_negative_are_raised_to_zero():
+    base = {"bn.running_var": np.array([1.0, 1.0, 1.0])}
+    members = [{"bn.running_var": np.array(v)} for v in ([0.01, 0.01, 1.9], [0.01, 1.9, 0.01])]
+    with pytest.warns(UserWarning, match="negative running variances"):
+        merged = merge(members, Slerp(on="delta"), base=base)["bn.running_var"]
+    unclamped = drive(Slerp(on="delta"), members, base)["bn.running_var"]
+    assert unclamped[0] < -0.1
+    np.testing.assert_array_equal(merged, np.maximum(unclamped, 0))
 
 
 # Contracts.

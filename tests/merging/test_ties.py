@@ -110,6 +110,12 @@ def test_exactly_the_share_is_kept_and_of_equal_changes_the_first():
     assert drive(Ties(density=0.01), [{"w": np.ones(10)}], {"w": np.zeros(10)})["w"].sum() == 1
 
 
+def test_nothing_is_kept_of_nothing():
+    empty = {"w": np.zeros((0, 3))}
+    for scope in ("global", "tensor"):
+        assert drive(Ties(scope=scope), [empty, empty], empty)["w"].shape == (0, 3)
+
+
 def test_magnitudes_are_compared_in_float32():
     member = {"w": np.array([1.0, 1 + 1e-12, 0.5, 2.0])}
     merged = drive(Ties(density=0.5), [member], {"w": np.zeros(4)})["w"]

@@ -210,6 +210,13 @@ class _Machine:
         self.place = start + count
         return start
 
+    def byte(self) -> int:
+        place = self.place
+        if place >= len(self.data):
+            raise Refused("pickle-cut", "its pickle is cut short")
+        self.place = place + 1
+        return self.data[place]
+
     def number(self, size: int) -> int:
         start = self.skip(size)
         return int.from_bytes(self.data[start : start + size], "little")
@@ -314,7 +321,7 @@ class _Machine:
         self.push(struct.unpack_from(">d", self.data, start)[0], 24)
 
     def proto(self) -> None:
-        version = self.number(1)
+        version = self.byte()
         if version > 5:
             raise Refused("pickle-opcode", f"its pickle has protocol {version}, expected at most 5")
 
@@ -477,18 +484,18 @@ STEPS: dict[int, Callable[[_Machine], Any]] = {
     0x89: lambda machine: machine.push(False),
     ord("I"): _Machine.decimal,
     ord("L"): _Machine.decimal,
-    ord("K"): lambda machine: machine.push(machine.number(1)),
+    ord("K"): lambda machine: machine.push(machine.byte()),
     ord("M"): lambda machine: machine.push(machine.number(2), 32),
     ord("J"): lambda machine: machine.long(4),
-    0x8A: lambda machine: machine.long(machine.number(1)),
+    0x8A: lambda machine: machine.long(machine.byte()),
     0x8B: lambda machine: machine.long(machine.number(4)),
     ord("G"): _Machine.binary_float,
-    0x8C: lambda machine: machine.text(machine.number(1)),
+    0x8C: lambda machine: machine.text(machine.byte()),
     ord("X"): lambda machine: machine.text(machine.number(4)),
     0x8D: lambda machine: machine.text(machine.number(8)),
-    ord("U"): lambda machine: machine.text(machine.number(1)),
+    ord("U"): lambda machine: machine.text(machine.byte()),
     ord("T"): lambda machine: machine.text(machine.number(4)),
-    ord("C"): lambda machine: machine.opaque(machine.number(1)),
+    ord("C"): lambda machine: machine.opaque(machine.byte()),
     ord("B"): lambda machine: machine.opaque(machine.number(4)),
     0x8E: lambda machine: machine.opaque(machine.number(8)),
     0x96: lambda machine: machine.opaque(machine.number(8)),
@@ -508,10 +515,10 @@ STEPS: dict[int, Callable[[_Machine], Any]] = {
     0x8F: lambda machine: machine.push(OBJECT),
     0x90: lambda machine: machine.appends(machine.since_mark()),
     0x91: _Machine.object_since_mark,
-    ord("q"): lambda machine: machine.put(machine.number(1)),
+    ord("q"): lambda machine: machine.put(machine.byte()),
     ord("r"): lambda machine: machine.put(machine.number(4)),
     0x94: lambda machine: machine.put(len(machine.memo)),
-    ord("h"): lambda machine: machine.get(machine.number(1)),
+    ord("h"): lambda machine: machine.get(machine.byte()),
     ord("j"): lambda machine: machine.get(machine.number(4)),
     ord("c"): lambda machine: machine.named(machine.line(), machine.line()),
     0x93: _Machine.stack_global,

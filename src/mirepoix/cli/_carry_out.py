@@ -23,6 +23,7 @@ __all__ = [
     "Description",
     "carry_out",
     "changed_inputs",
+    "copy_companions",
     "described",
     "new_folder",
     "record_file",
@@ -43,6 +44,7 @@ class Description:
         parameters: Of the rule.
         base: Path of the common start, or None.
         options: Of `mirepoix.merging.merge_files`.
+        adapters: For adapter folders, ``mode`` and ``rank`` of their merging.
     """
 
     members: Sequence[str]
@@ -50,12 +52,17 @@ class Description:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     base: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, Any] | None = None
 
 
 def carry_out(
     description: Description, out: Path, progress: Callable[[int, int], None] | None = None
 ) -> MergeReport:
     """Merge into ``out``: a file, or a model folder when it has no suffix, whole or not at all."""
+    if description.adapters is not None:
+        from mirepoix.cli._adapters import carry_out_adapters
+
+        return carry_out_adapters(description, out)
     from mirepoix.merging import merge_files
 
     rule = rule_of(description.method, _opened(description.parameters))
@@ -72,7 +79,7 @@ def carry_out(
             f"{out}: expected a name ending in .safetensors, or a folder (no suffix), got suffix {out.suffix!r}."
         )
     with new_folder(out) as folder:
-        _copy_companions(Path(description.members[0]), folder, description.options.get("dtype"))
+        copy_companions(Path(description.members[0]), folder, description.options.get("dtype"))
         report = write(folder / "model.safetensors")
     return replace(report, files=tuple(out / file.name for file in report.files))
 
@@ -90,6 +97,7 @@ def record_of(description: Description, report: MergeReport, out: Path, command:
         "parameters": _relative_parameters(description.parameters, here),
         "base": _relative(description.base, here) if description.base else None,
         "options": dict(description.options),
+        **({"adapters": dict(description.adapters)} if description.adapters is not None else {}),
         "inputs": {_relative(path, here): _digests(path) for path in dict.fromkeys(inputs)},
         "result": {"name": out.name, "files": _digests_of(report.files)},
         "notes": list(report.notes),
@@ -117,6 +125,7 @@ def described(record: Mapping[str, Any], path: Path) -> Description:
             parameters,
             str(here / record["base"]) if record["base"] else None,
             dict(record["options"]),
+            record.get("adapters"),
         )
     except (KeyError, TypeError) as error:
         raise InputError(
@@ -127,7 +136,9 @@ def described(record: Mapping[str, Any], path: Path) -> Description:
 
 def record_file(out: Path) -> Path:
     """Where the record lies: beside the file, or beside the weights in a folder."""
-    return out.with_suffix(".json") if out.suffix == ".safetensors" else out / "model.json"
+    if out.suffix == ".safetensors":
+        return out.with_suffix(".json")
+    return out / ("adapter_model.json" if (out / "adapter_config.json").is_file() else "model.json")
 
 
 def changed_inputs(record: Mapping[str, Any], path: Path) -> list[str]:
@@ -190,7 +201,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise InputError(
             f"{out}: cannot be written, the folder {out.parent} does not exist. Create it first."
         )
-    if out.exists() and not (out / "model.json").is_file():
+    if out.exists() and not record_file(out).is_file():
         raise InputError(
             f"{out}: exists and is not the result of a soup, so it will not be replaced. Name another."
         )
@@ -210,7 +221,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def _copy_companions(member: Path, folder: Path, dtype: str | None) -> None:
+def copy_companions(member: Path, folder: Path, dtype: str | None) -> None:
     """Configuration and tokenizer of a model folder, with the dtype of the result."""
     if not member.is_dir():
         return

@@ -46,7 +46,7 @@ def check(
             typer.echo(f"{name:<12}{text}")
         typer.echo(f"\n{found.verdict}")
         for (what, advice), members in _grouped(found.faults):
-            typer.echo(f"  {members}{what}" + ("" if what.endswith(".") else "."))
+            typer.echo(f"  {members}{what}" + ("" if what.endswith((".", "]")) else "."))
             if advice:
                 typer.echo(f"    {advice}")
         for warning in found.warnings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -84,16 +84,16 @@ def convert(
     with theta:
         source = Source(theta, str(checkpoint), dict(_pair(text) for text in rename or []))
         _refuse(out, theta.files, force)
-        layout = _layout(source, dtype, untie)
+        aliases = {} if untie else {name: held for name, held in source.tied.items() if name in source}
+        layout = _layout(source, dtype, aliases)
         replaced = out.exists()
         losses: dict[str, Loss] = {}
         with bytes_bar("converting") as progress:
             write = {".safetensors": _write_safetensors, ".pt": _write_torch, ".npz": _write_numpy}[
                 out.suffix
             ]
-            files = write(source, layout, out, most, untie, _Pieces(source, layout, losses, progress))
+            files = write(source, layout, aliases, out, most, _Pieces(source, layout, losses, progress))
         _keep_record(theta, out, exact=dtype is None and not rename, replaced=replaced)
-    aliases = {} if untie else source.aliases
     done = {
         "in": str(checkpoint),
         "out": str(out),
@@ -128,14 +128,14 @@ def _refuse(out: Path, inputs: tuple[Path, ...], force: bool) -> None:
             raise InputError(f"{file}: exists already. Name another file, or pass --force to replace it.")
 
 
-def _layout(source: Source, dtype: str | None, untie: bool) -> Layout:
+def _layout(source: Source, dtype: str | None, aliases: Mapping[str, str]) -> Layout:
     from mirepoix.merging._inputs import FLOAT8, is_float
     from mirepoix.merging._plan import _out_code
 
     code = _out_code(dtype)
     layout: Layout = {}
     for name in source.names:
-        if name in source.aliases and not untie:
+        if name in aliases:
             continue
         own = source.code(name)
         if code is not None and own.startswith("F8") and own not in FLOAT8:
@@ -173,7 +173,7 @@ class _Pieces:
             stored = self.source.stored(name, start, stop)
             if own != code:
                 stored = self._rounded(name, own, code, stored)
-            data = memoryview(stored).cast("B")
+            data = memoryview(stored.data).cast("B")
             yield start * (_nbytes(code, shape) // count), data
             self.done += data.nbytes
             if self.progress is not None:
@@ -213,7 +213,7 @@ class _Pieces:
 
 
 def _write_safetensors(
-    source: Source, layout: Layout, out: Path, most: int | None, untie: bool, pieces: _Pieces
+    source: Source, layout: Layout, aliases: Mapping[str, str], out: Path, most: int | None, pieces: _Pieces
 ) -> tuple[Path, ...]:
     from mirepoix.checkpoints._layout import ALIASES
     from mirepoix.checkpoints._stream import WeightsWriter, index_path
@@ -221,8 +221,8 @@ def _write_safetensors(
     assert source.checkpoint is not None
     own = (ALIASES, "format")  # these speak of the file, not of the weights
     metadata = {key: text for key, text in source.checkpoint.metadata.items() if key not in own}
-    if source.aliases and not untie:
-        metadata[ALIASES] = json.dumps(source.aliases)
+    if aliases:
+        metadata[ALIASES] = json.dumps(aliases)
     old = _shards_of(index_path(out))
     with WeightsWriter(out, layout, metadata=metadata, max_shard=most) as writer:
         inputs = [file for file in source.checkpoint.files if file.exists()]
@@ -257,7 +257,7 @@ def _shards_of(index: Path) -> set[Path]:
 
 
 def _write_torch(
-    source: Source, layout: Layout, out: Path, most: int | None, untie: bool, pieces: _Pieces
+    source: Source, layout: Layout, aliases: Mapping[str, str], out: Path, most: int | None, pieces: _Pieces
 ) -> tuple[Path, ...]:
     import torch
 
@@ -269,15 +269,15 @@ def _write_torch(
         if name in layout:
             code, shape = layout[name]
             theta[name] = build(name, code, shape, pieces.whole(name), "torch")
-    for name, target in source.aliases.items():
-        theta.setdefault(name, theta[target])
+    for name, held in aliases.items():
+        theta[name] = theta[held]
     with atomic_path(out) as temporary:
         torch.save({name: theta[name] for name in source.names}, temporary)
     return (out,)
 
 
 def _write_numpy(
-    source: Source, layout: Layout, out: Path, most: int | None, untie: bool, pieces: _Pieces
+    source: Source, layout: Layout, aliases: Mapping[str, str], out: Path, most: int | None, pieces: _Pieces
 ) -> tuple[Path, ...]:
     import zipfile
 
@@ -293,7 +293,7 @@ def _write_numpy(
             )
     with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
         for name in source.names:
-            key = name if name in layout else source.aliases[name]
+            key = aliases.get(name, name)
             code, shape = layout[key]
             array = build(name, code, shape, pieces.whole(key), "numpy")
             # A fixed time (1980), so that equal weights give equal files.

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,9 @@ def inspect(
         checkpoint, framework="numpy", container=container, allow_torch_load=allow_torch_load
     ) as theta:
         tensors = _tensors(theta)
-        content = _content(theta, tensors, container)
+        content = _content(theta, tensors)
+        if content["format"] == "torch":
+            content["container"] = container or _container(theta, allow_torch_load)
         bad = {}
         if finite:
             with bytes_bar("reading values") as progress:
@@ -94,7 +97,7 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _content(theta: Checkpoint, tensors: dict[str, dict[str, Any]], container: str | None) -> dict[str, Any]:
+def _content(theta: Checkpoint, tensors: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Everything but the list of tensors."""
     from mirepoix.merging._check_models import is_statistic
     from mirepoix.merging._check_structure import find_head
@@ -110,7 +113,7 @@ def _content(theta: Checkpoint, tensors: dict[str, dict[str, Any]], container: s
     content: dict[str, Any] = {
         "path": str(theta.path),
         "format": kind + (f", {len(theta.files)} shards" if len(theta.files) > 1 else ""),
-        "container": _container(theta, container) if is_torch and len(theta.files) == 1 else None,
+        "container": None,
         "files": {str(file): file.stat().st_size for file in theta.files},
         "tensors": len(own),
         "parameters": sum(sizes[name] for name in weights),
@@ -151,18 +154,16 @@ def _tensors(theta: Checkpoint) -> dict[str, dict[str, Any]]:
     }
 
 
-def _container(theta: Checkpoint, asked: str | None) -> str:
-    """Which container of a torch file was taken: there was only one, or it was asked for."""
+def _container(theta: Checkpoint, allow_torch_load: bool) -> str:
+    """Which container of a torch file was taken, where only one was there to take."""
     from mirepoix.checkpoints import open_weights
     from mirepoix.checkpoints._containers import CONTAINERS
 
-    for name in (asked,) if asked is not None else CONTAINERS:
-        try:
-            open_weights(theta.files[0], framework="numpy", container=name)
-        except InputError:
-            continue
-        return name
-    return asked or "."
+    for name in CONTAINERS:
+        with suppress(InputError):
+            open_weights(theta.files[0], framework="numpy", container=name, allow_torch_load=allow_torch_load)
+            return name
+    return "."
 
 
 def _record(theta: Checkpoint) -> dict[str, Any] | None:

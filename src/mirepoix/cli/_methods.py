@@ -46,12 +46,12 @@ METHODS = {
     "dare": Method(
         "Dare",
         "theta_0 + sum_i alpha_i drop(theta_i - theta_0) / density",
-        ("coefficients", "density", "seed", "rescale"),
+        ("coefficients", "density", "seed", "rescale", "scale", "normalize"),
     ),
     "dare-ties": Method(
         "Dare",
         "theta_0 + mean over agreeing signs of drop(theta_i - theta_0) / density",
-        ("coefficients", "density", "seed", "rescale"),
+        ("coefficients", "density", "seed", "rescale", "scale", "normalize"),
         {"elect": True},
     ),
     "model-stock": Method(

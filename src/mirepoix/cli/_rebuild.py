@@ -70,8 +70,10 @@ def rebuild(
 
 
 def _record_path(path: Path) -> Path:
+    from mirepoix.cli._carry_out import record_file
+
     if path.is_dir():
-        path = path / "model.json"
+        path = record_file(path)
     elif path.suffix == ".safetensors":
         path = path.with_suffix(".json")
     if not path.is_file():

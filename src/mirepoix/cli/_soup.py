@@ -8,11 +8,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mirepoix.cli._carry_out import Description, carry_out, record_file, record_of
 from mirepoix.cli._methods import METHODS, SELECTIONS
 from mirepoix.types import InputError
 
@@ -54,7 +56,9 @@ def soup(
         float | None,
         typer.Option("--t", help="Place on the line (interpolate, slerp).", rich_help_panel=_RULE),
     ] = None,
-    scale: Annotated[float | None, typer.Option(help="task-arithmetic, ties.", rich_help_panel=_RULE)] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="task-arithmetic, ties, dare.", rich_help_panel=_RULE)
+    ] = None,
     density: Annotated[
         float | None, typer.Option(help="Share of entries kept (ties, dare).", rich_help_panel=_RULE)
     ] = None,
@@ -203,48 +207,54 @@ def soup(
     if (numbers := _coefficients(coefficients, coefficients_for, len(members))) is not None:
         parameters["coefficients"] = numbers
     _refuse_existing(out, members, force)
+    adapters = None
     if any((Path(member) / "adapter_config.json").is_file() for member in members):
-        from mirepoix.cli._adapters import merge_adapter_folders
-
-        record = merge_adapter_folders(members, out, method, parameters, lora, rank, start, dtype, _command())
-    else:
-        if lora is not None or rank is not None:
-            raise InputError(
-                "--lora: expected adapter folders (with adapter_config.json), got other checkpoints."
-            )
-        record = _merge(
-            members, out, method, parameters, start, options,
-            {"score": score, "model": model, "validation": validation, "metric": metric,
-             "strict": strict, "rounds": rounds, "top": top, "delta": delta, "cache": cache},
-        )  # fmt: skip
+        adapters = {"mode": lora or "cat", **({"rank": rank} if rank is not None else {})}
+    elif lora is not None or rank is not None:
+        raise InputError(
+            "--lora: expected adapter folders (with adapter_config.json), got other checkpoints."
+        )
+    choosing = {
+        "score": score,
+        "model": model,
+        "validation": validation,
+        "metric": metric,
+        "strict": strict,
+        "rounds": rounds,
+        "top": top,
+        "delta": delta,
+        "cache": cache,
+    }
+    record = _merge(Description(members, method, parameters, start, options, adapters), out, choosing)
     for note in (*notes, *record.get("notes", ())):
         typer.echo(f"note: {note}", err=True)
     typer.echo(json.dumps(record, ensure_ascii=False) if as_json else _summary(record, out))
 
 
-def _merge(
-    members: list[str],
-    out: Path,
-    method: str,
-    parameters: dict[str, Any],
-    base: str | None,
-    options: dict[str, Any],
-    choosing: dict[str, Any],
-) -> dict[str, Any]:
+def _merge(description: Description, out: Path, choosing: dict[str, Any]) -> dict[str, Any]:
     from mirepoix.checkpoints import write_json
-    from mirepoix.cli._carry_out import Description, carry_out, record_file, record_of
 
     selection = None
-    if method in SELECTIONS:
+    if description.method in SELECTIONS:
         from mirepoix.cli._choose import choose
 
-        selection = choose(method, members, parameters, choosing)
-        members, parameters, method = selection.pop("members"), selection.pop("parameters"), "average"
+        if description.adapters is not None:
+            raise InputError(
+                f"--method {description.method}: adapters have no score of their own. Use --lora dense first."
+            )
+        selection = choose(description.method, description.members, description.parameters, choosing)
+        description = replace(
+            description,
+            method="average",
+            members=selection.pop("members"),
+            parameters=selection.pop("parameters"),
+        )
     else:
         wrong = next((name for name, value in choosing.items() if value and name != "metric"), None)
         if wrong is not None:
-            raise InputError(f"--{wrong}: {method} uses no score. Methods that do: {', '.join(SELECTIONS)}.")
-    description = Description(members, method, parameters, base, options)
+            raise InputError(
+                f"--{wrong}: {description.method} uses no score. Methods that do: {', '.join(SELECTIONS)}."
+            )
     with _Progress() as progress:
         report = carry_out(description, out, progress.update if progress.live else None)
     record = record_of(description, report, out, _command())

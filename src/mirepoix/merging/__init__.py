@@ -6,7 +6,11 @@ from mirepoix.merging._dare import Dare
 from mirepoix.merging._ema import EMA, ExponentialAverage
 from mirepoix.merging._fisher import Fisher, fisher_diagonal
 from mirepoix.merging._interpolation import Interpolation
+from mirepoix.merging._lora import LoraLayerReport, LoraReport, merge_adapters
+from mirepoix.merging._lora_adapter import LoraAdapter, LoraLayer, adapter_delta, open_adapter
+from mirepoix.merging._lora_dense import merge_into_base
 from mirepoix.merging._merge import MergeReport, merge, merge_files
+from mirepoix.merging._mergekit import MergekitRecipe, read_mergekit
 from mirepoix.merging._model_stock import ModelStock
 from mirepoix.merging._regmean import RegMean, gram_matrices
 from mirepoix.merging._rule import Line, LinearRule, Piece, Rule
@@ -24,7 +28,12 @@ __all__ = [
     "Interpolation",
     "Line",
     "LinearRule",
+    "LoraAdapter",
+    "LoraLayer",
+    "LoraLayerReport",
+    "LoraReport",
     "MergeReport",
+    "MergekitRecipe",
     "ModelStock",
     "Piece",
     "RegMean",
@@ -33,9 +42,14 @@ __all__ = [
     "Slerp",
     "TaskArithmetic",
     "Ties",
+    "adapter_delta",
     "fisher_diagonal",
     "gram_matrices",
     "merge",
+    "merge_adapters",
     "merge_files",
+    "merge_into_base",
+    "open_adapter",
+    "read_mergekit",
     "reestimate_batch_norm",
 ]

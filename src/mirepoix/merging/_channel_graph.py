@@ -104,6 +104,7 @@ _CONSTANT = {
     "empty", "empty_like", "full", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "ones",
     "ones_like", "zeros", "zeros_like",
 }  # fmt: skip
+_CONSTANT_MEETS = "a constant that is no weight meets them"
 _BATCH_NORM = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit"}
 _BATCH_NORM |= {"_native_batch_norm_legit_no_training", "_batch_norm_no_update", "batch_norm"}
 
@@ -121,15 +122,14 @@ class Trace:
 
     def of(self, tensor: Tensor) -> Layout:
         if id(tensor) not in self.layouts:  # not made from weights or input
-            self.set(tensor, self.free(tensor.shape))
-            self.fix(tensor, "a constant that is no weight meets them")
+            self.set(tensor, self.fixed(tensor.shape, _CONSTANT_MEETS))
         self.used.add(id(tensor))
         return self.layouts[id(tensor)][1]
 
-    def fixed(self, shape: Sequence[int]) -> Layout:
-        axes = [Axis(self.graph.fresh(n)) for n in shape]
+    def fixed(self, shape: Sequence[int], reason: str | None = None) -> Layout:
+        axes = self.free(shape)
         for axis in axes:
-            self.graph.fix(axis.nodes)
+            self.graph.fix(axis.nodes, reason)
         return axes
 
     def free(self, shape: Sequence[int]) -> Layout:
@@ -157,11 +157,12 @@ class Trace:
                     raise Opaque
                 self.set(x, layout)
         except Opaque:
+            reason = f"the operation {name!r} mixes them, or is not known here"
             for tensor in tensors_in(a):
-                self.fix(tensor, f"the operation {name!r} mixes them, or is not known here")
+                self.fix(tensor, reason)
             for x in outs:
                 if not any(x is tensor for tensor in tensors_in(a)):
-                    self.set(x, self.fixed(x.shape))
+                    self.set(x, self.fixed(x.shape, reason))
 
     def _layouts(self, name: str, pointwise: bool, a: dict[str, Any], outs: list[Tensor]) -> list[Layout]:
         a["out shape"] = shape = tuple(outs[0].shape) if outs else ()
@@ -190,10 +191,10 @@ class Trace:
             return [self._select(self.of(x), a["dim"], i) for i in range(len(outs))]
         if name in _SAME:
             return [self.of(x)]
-        if pointwise or name == "copy_":
+        if pointwise or name in ("copy_", "_prelu_kernel"):
             return [self._pointwise([self.of(tensor) for tensor in tensors_in(a)], shape)]
         if not list(tensors_in(a)):
-            return [self.fixed(y.shape) for y in outs]
+            return [self.fixed(y.shape, _CONSTANT_MEETS) for y in outs]
         raise Opaque
 
     # Joining axes.

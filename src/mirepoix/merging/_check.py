@@ -34,6 +34,9 @@ STEP = 1 << 20
 EXPONENTS = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 31 << 10, "BF16": 0xFF << 7}
 """The bits of the exponent."""
 
+ALLOWED = {"legacy-torch": "--allow-torch-load", "view-expanded": "--allow-expand"}
+"""What is refused unless a person allows it."""
+
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -161,7 +164,11 @@ def _open(labels: Sequence[str], container: str | None, found: Findings) -> list
         except InputError as error:
             errors.append(str(error))
             what = str(error).removeprefix(f"{label}: ")
-            found.faults.append(Fault(label, what, "Replace it, or leave it out."))
+            option = ALLOWED.get(getattr(error, "rule", ""))
+            advice = "Replace it, or leave it out."
+            if option:
+                advice = f"If you trust it, `mirepoix convert {label} OUT.safetensors {option}` makes it a safe file."
+            found.faults.append(Fault(label, what, advice))
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
             errors.append(f"{label}: {what}. Change its permissions.")
@@ -233,7 +240,7 @@ def _check_finite(sources: Sequence[Source], found: Findings, progress: Progress
     for source in sources:
         bad = []
         for name in source.names:
-            if name in source.aliases:
+            if name in source.tied:
                 continue
             nan, infinite = scan(source, name)
             count = math.prod(source.shape(name))

@@ -15,7 +15,7 @@ from mirepoix.merging._check_structure import differences, find_head, structure_
 from mirepoix.merging._findings import Findings, config_of, listed, tensors, usual
 from mirepoix.merging._inputs import FLOAT8, Source, is_float
 from mirepoix.merging._merge import CHUNK
-from mirepoix.merging._plan import _tied, plan_merge
+from mirepoix.merging._plan import plan_merge
 from mirepoix.types import InputError
 
 __all__ = ["check_models", "is_statistic", "record_of"]
@@ -93,7 +93,7 @@ def record_of(source: Source) -> dict[str, Any]:
 
 def _check_ties(sources: Sequence[Source], finite: bool, found: Findings) -> dict[str, str]:
     """Names that repeat another in one of the files, and need not be in the others."""
-    tied = [_tied(source) for source in sources]
+    tied = [source.tied for source in sources]
     repeats = {name: target for each in tied for name, target in each.items()}
     repeats = {name: repeats[name] for name in repeats if any(name in source for source in sources)}
     mixed = []

@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 
 from mirepoix.checkpoints._tensors import DTYPES
 from mirepoix.merging._findings import tensors
-from mirepoix.merging._inputs import Source, is_float
-from mirepoix.merging._plan import EMBEDDINGS, HEADS
+from mirepoix.merging._inputs import EMBEDDINGS, HEADS, Source, is_float
 
 __all__ = ["Structure", "differences", "find_head", "structure_of"]
 
@@ -19,6 +18,7 @@ Structure: TypeAlias = dict[str, tuple[str, tuple[Any, ...]]]
 
 HEAD = re.compile(
     r"(^|\.)(fc|classifier|heads?|lm_head|score|logits|output|last_linear)(\.(\d+|fc|head|out_proj))?\.(weight|bias)$"
+    r"|^linear\.(weight|bias)$"
 )
 """What timm, torchvision, Transformers and we call the last layer."""
 

@@ -79,7 +79,7 @@ class Dare(Rule):
         True
 
     References:
-        Yu, Yu, Yu, Huang, Li (2024), *Language models are super Mario*, section 3.2; with election as in
+        Yu, Yu, Yu, Huang, Li (2024), *Language models are super Mario*; with election as in
         Yadav et al. (2023), *TIES-merging*, steps 2 and 3.
     """
 

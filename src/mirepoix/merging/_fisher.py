@@ -65,7 +65,7 @@ class Fisher(Rule):
         [2.0, 1.5]
 
     References:
-        Matena, Raffel (2022), *Merging models with Fisher-weighted averaging*, equations 3 and 4.
+        Matena, Raffel (2022), *Merging models with Fisher-weighted averaging*.
     """
 
     method = "fisher"
@@ -160,7 +160,7 @@ def fisher_diagonal(
         InputError: Without examples, or for an option out of range.
 
     References:
-        Matena, Raffel (2022), equation 5; Kunstner, Balles, Hennig (2019) on the empirical Fisher.
+        Matena, Raffel (2022); Kunstner, Balles, Hennig (2019) on the empirical Fisher.
     """
     import torch
     from torch.func import functional_call, grad, vmap

@@ -212,7 +212,10 @@ class Source:
 
 def _tied_by_configuration(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """The head of a language model that is not written because it is the embedding."""
-    if not config.get("tie_word_embeddings") or any(name in names for name in HEADS):
+    # A model of images and language keeps the settings of its language part one level deeper.
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    tied = any(part.get("tie_word_embeddings") is True for part in parts)
+    if not tied or any(name in names for name in HEADS):
         return {}
     embedding = next((name for name in names if name.endswith(EMBEDDINGS)), None)
     return {} if embedding is None else {HEADS[0]: embedding}

@@ -14,7 +14,7 @@ import numpy as np
 
 from mirepoix.checkpoints._stream import WeightsWriter, index_path, parse_size
 from mirepoix.checkpoints._tensors import DTYPES
-from mirepoix.merging._inputs import Source, open_source
+from mirepoix.merging._inputs import EMBEDDINGS, HEADS, Source, open_source
 from mirepoix.merging._lora import (
     Adapters,
     LoraLayerReport,
@@ -32,7 +32,6 @@ from mirepoix.merging._lora import (
     put,
 )
 from mirepoix.merging._lora_adapter import PREFIX, LoraAdapter, is_float, some, widest
-from mirepoix.merging._plan import EMBEDDINGS, HEADS
 from mirepoix.merging._rule import Array, Coefficients
 from mirepoix.types import InputError
 
@@ -102,7 +101,7 @@ def merge_into_base(
             tensors = {
                 name: (source.code(name), source.shape(name))
                 for name in source.names
-                if name not in source.aliases
+                if name not in source.tied
             } | dense.added
             with WeightsWriter(out, tensors, metadata=dense.texts, max_shard=size) as writer:
                 for name in tensors:
@@ -168,13 +167,14 @@ class _Dense:
     @property
     def texts(self) -> dict[str, str]:
         """For the header of the output."""
-        tied = {"mirepoix.aliases": json.dumps(self.base.aliases)} if self.base.aliases else {}
+        names = {name: held for name, held in self.base.tied.items() if name in self.base.names}
+        tied = {"mirepoix.aliases": json.dumps(names)} if names else {}
         return metadata(self.members, "dense") | tied
 
     def check_ties(self) -> None:
         """Refuse to change one of two names of one weight."""
         changed = [*self.steps, *self.added]
-        for name, held in self.base.aliases.items():
+        for name, held in self.base.tied.items():
             if name in changed or held in changed:
                 raise InputError(
                     f"base: {name!r} and {held!r} are tied, and an adapter changes one of them. Merge the "

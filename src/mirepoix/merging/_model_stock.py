@@ -45,7 +45,7 @@ class ModelStock(Rule):
         [1.0, 0.5774]
 
     References:
-        Jang, Yun, Han (2024), *Model stock: all we need is just a few fine-tuned models*, equations 1 and 2.
+        Jang, Yun, Han (2024), *Model stock: all we need is just a few fine-tuned models*.
     """
 
     method = "model-stock"

@@ -106,7 +106,9 @@ def align(
     says how well unit ``j`` of ``theta`` (:math:`B`, units in rows) fits in place ``i`` of the reference
     (:math:`A`), and the best assignment is taken if it gains more than rounding. Heads and what is inside
     them are matched together: for every pair of heads the best inner assignment, then the best assignment of
-    heads. Running statistics of batch norm are permuted with their channels but not matched: their scale is
+    heads. The ascent starts from the identity or, if that is nearer, from one pass through the network that
+    matches each group by the weights that lead to it from groups matched before: of a network and a permuted
+    copy of it, that pass alone recovers the permutation, where no two units are alike. Running statistics of batch norm are permuted with their channels but not matched: their scale is
     that of the activations.
 
     The result is never farther from the reference than ``theta`` was, in the weights that are matched. It
@@ -117,7 +119,7 @@ def align(
         theta: The weights to permute.
         reference: The weights to come near to; they stay.
         spec: The groups of the network.
-        seed: Of the order in which groups are visited, and of the restarts.
+        seed: Of the order in which groups are visited in each sweep, and of the restarts.
         sweeps: At most so many visits of every group.
         restarts: Further starts, from random permutations; the best of all is returned.
         costs: For each group a matrix to use instead of :math:`C`, as from `activation_costs`. Groups are then
@@ -152,15 +154,18 @@ def align(
     matching = _Matching(theta, reference, spec) if costs is None else _Given(spec, costs)
     rng = np.random.default_rng(seed)
     best: tuple[float, dict[str, Array], int, bool] | None = None
+    before = matching.value(spec.identity())
     for start in range(1 if costs is not None else restarts + 1):
-        initial = spec.identity() if start == 0 else spec.random(rng)
+        initial = spec.random(rng) if start else spec.identity()
+        if isinstance(matching, _Matching) and start == 0:
+            forward = _forward(matching)
+            initial = forward if matching.value(forward) > before else initial
         permutations, count, converged = _ascend(matching, initial, rng, sweeps)
         value = matching.value(permutations)
         if best is None or value > best[0]:
             best = (value, permutations, count, converged)
     assert best is not None
     after, permutations, count, converged = best
-    before = matching.value(spec.identity())
     moved = permute(theta, spec, permutations)
     return Alignment(moved, permutations, before, after, count, converged, spec.notices)
 
@@ -297,17 +302,25 @@ class _Matching:
         orders = _orders(self.spec, permutations)
         return sum(float(np.vdot(a, _taken(self.b[name], orders[name]))) for name, a in self.a.items())
 
-    def cost(self, group: PermutationGroup, permutations: Mapping[str, Array]) -> Array:
-        """``(units, units)``: what each unit of ``theta`` is worth in each place of the reference."""
+    def cost(
+        self,
+        group: PermutationGroup,
+        permutations: Mapping[str, Array],
+        unknown: frozenset[tuple[str, int]] = frozenset(),
+    ) -> Array:
+        """``(units, units)``: what each unit of ``theta`` is worth in each place of the reference.
+
+        Tensors with another axis whose order is unknown say nothing.
+        """
         # Nothing on the group's own axes is permuted: a group and what it holds lie on one axis of a tensor.
         tensors = {act.tensor for act in group.acts}
         orders = _orders(self.spec, permutations, tensors)
         size = int(np.prod(group.shape))
         total = np.zeros((size, size))
         for act in group.acts:
-            if act.tensor not in self.a:
-                continue
             others = {axis: order for axis, order in orders[act.tensor].items() if axis != act.axis}
+            if act.tensor not in self.a or any((act.tensor, axis) in unknown for axis in others):
+                continue
             rows = [
                 np.moveaxis(tensor, act.axis, 0)[act.index.reshape(size, -1)].reshape(size, -1)
                 for tensor in (self.a[act.tensor], _taken(self.b[act.tensor], others))
@@ -341,19 +354,46 @@ class _Given:
             total += float(cost[np.arange(len(source)), source].sum())
         return total
 
-    def cost(self, group: PermutationGroup, permutations: Mapping[str, Array]) -> Array:
+    def cost(self, group: PermutationGroup, *_: object) -> Array:
         size = int(np.prod(group.shape))
         return self.costs.get(group.name, np.zeros((size, size)))
+
+
+def _families(spec: PermutationSpec) -> dict[str, list[PermutationGroup]]:
+    """Groups that are matched at once: one, or blocks and what is inside them."""
+    families: dict[str, list[PermutationGroup]] = {}
+    for name, group in spec.groups.items():
+        families.setdefault(group.parent or name, []).append(group)
+    return families
+
+
+def _forward(matching: _Matching) -> dict[str, Array]:
+    """Each group matched once, from the input on, by what lies between it and groups matched before."""
+    spec = matching.spec
+    permutations = spec.identity()
+    left = _families(spec)
+    places = {name: {(a.tensor, a.axis) for group in left[name] for a in group.acts} for name in left}
+
+    def unknown(name: str) -> frozenset[tuple[str, int]]:
+        return frozenset().union(*(places[other] for other in left if other != name))
+
+    def judged(name: str) -> bool:
+        """Whether some matrix leads from what is known to this group."""
+        hidden = {tensor for tensor, _ in unknown(name)}
+        return any(len(spec.shapes[tensor]) > 1 and tensor not in hidden for tensor, _ in places[name])
+
+    while left:
+        name = next((name for name in left if judged(name)), next(iter(left)))
+        _match(matching, left[name], permutations, unknown(name))
+        del left[name]
+    return permutations
 
 
 def _ascend(
     matching: _Matching | _Given, permutations: dict[str, Array], rng: np.random.Generator, sweeps: int
 ) -> tuple[dict[str, Array], int, bool]:
     """Sweep over all groups until no group gains."""
-    spec = matching.spec
-    families: dict[str, list[PermutationGroup]] = {}
-    for name, group in spec.groups.items():
-        families.setdefault(group.parent or name, []).append(group)
+    families = _families(matching.spec)
     names = list(families)
     # What a group is matched to changes only when a group beside it, on another axis of a tensor, does.
     tensors = {name: {act.tensor for group in families[name] for act in group.acts} for name in names}
@@ -371,13 +411,16 @@ def _ascend(
 
 
 def _match(
-    matching: _Matching | _Given, family: list[PermutationGroup], permutations: dict[str, Array]
+    matching: _Matching | _Given,
+    family: list[PermutationGroup],
+    permutations: dict[str, Array],
+    unknown: frozenset[tuple[str, int]] = frozenset(),
 ) -> bool:
     """The best permutation of one group and of what is inside it, if it is better than the present one."""
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     head, *inside = sorted(family, key=lambda group: group.parent is not None)
-    costs = {group.name: matching.cost(group, permutations) for group in family}
+    costs = {group.name: matching.cost(group, permutations, unknown) for group in family}
     worth = costs[head.name].copy()  # (blocks, blocks)
     present = sum(
         float(cost[np.arange(len(cost)), _flat(matching.spec.groups[name], permutations)].sum())

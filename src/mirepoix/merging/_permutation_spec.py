@@ -216,6 +216,7 @@ class _Units:
     kind: Array  # of each unit; equal kinds look alike
     size: Array  # of each unit: how many units are of its kind
     parent: Array  # of each unit: the unit it moves with, or -1
+    holder: Array  # of each unit: the unit it is a part of, mostly itself
     several: Array  # (2, pairs): two parents of one unit
 
 
@@ -254,9 +255,19 @@ def _units(graph: Graph) -> _Units:
     links = np.unique(np.stack([unit[child[movable]], unit[parent[movable]]]), axis=1)
     up = np.full(total, -1)
     up[links[0]] = links[1]
+    # Where a parent has one child of a kind, the child is a part of the parent: a role, as a pixel is.
+    children = np.flatnonzero(up >= 0)
+    _, place, counts = np.unique(
+        np.stack([up[children], kind[children]]), axis=1, return_inverse=True, return_counts=True
+    )
+    holder = np.arange(total)
+    alone = children[counts[place.ravel()] == 1]
+    holder[alone] = up[alone]
+    while (holder != holder[holder]).any():
+        holder = holder[holder]
     doubled = np.flatnonzero(np.diff(links[0]) == 0)
     several = np.stack([links[1, doubled], links[1, doubled + 1]])
-    return _Units(unit, color, kind, size, up, several)
+    return _Units(unit, color, kind, size, up, holder, several)
 
 
 def _solve(graph: Graph, acts: Mapping[tuple[str, int], Array]) -> tuple[list[PermutationGroup], list[str]]:
@@ -296,11 +307,11 @@ def _obstacle(
         return units.several.ravel(), "a reshape or two group normalisations mix them"
 
     up = units.parent
-    grand = up[up[up >= 0]]
-    if (grand >= 0).any():
-        return grand[grand >= 0], "they hold blocks of blocks"
+    blocks = up[(up >= 0) & (units.holder == np.arange(len(up)))]
+    if (up[units.holder[blocks]] >= 0).any():
+        return up[units.holder[blocks]][up[units.holder[blocks]] >= 0], "they hold blocks of blocks"
 
-    top = np.where(up >= 0, up, np.arange(len(up)))
+    top = np.where(up[units.holder] >= 0, units.holder[up[units.holder]], units.holder)
     family_kind = units.kind[top]
     seen: dict[str, Array] = {}
     for (name, _), nodes in acts.items():
@@ -314,16 +325,7 @@ def _obstacle(
 
 
 def _groups(units: _Units, acts: Mapping[tuple[str, int], Array]) -> list[PermutationGroup]:
-    up = units.parent
-    # Where a parent has one child of a kind, the child is a part of the parent: a role, as a pixel is.
-    children = np.flatnonzero(up >= 0)
-    _, place, counts = np.unique(
-        np.stack([up[children], units.kind[children]]), axis=1, return_inverse=True, return_counts=True
-    )
-    holder = np.arange(len(up))
-    alone = children[counts[place.ravel()] == 1]
-    holder[alone] = up[alone]
-
+    up, holder = units.parent, units.holder
     found: dict[int, list[_Part]] = defaultdict(list)  # by kind, in the order of the weights
     for (name, axis), nodes in acts.items():
         unit = holder[units.unit[nodes]]

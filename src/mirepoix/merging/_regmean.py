@@ -66,7 +66,7 @@ class RegMean(Rule):
         [[1.0, 4.0]]
 
     References:
-        Jin, Ren, Preotiuc-Pietro, Cheng (2023), *Dataless knowledge fusion*, equation 2 and section 3.2.
+        Jin, Ren, Preotiuc-Pietro, Cheng (2023), *Dataless knowledge fusion by merging weights of language models*.
     """
 
     method = "regmean"

@@ -63,7 +63,7 @@ class Slerp(LinearRule):
         [0.7071, 0.7071]
 
     References:
-        Shoemake (1985), *Animating rotation with quaternion curves*, section 3.3; Karcher (1977).
+        Shoemake (1985), *Animating rotation with quaternion curves*; Karcher (1977).
     """
 
     method = "slerp"
@@ -157,8 +157,6 @@ def karcher(cos: Array, weights: Array) -> Array | None:
         sine = np.sqrt(1 - c * c)
         pull = weights * np.where(sine < 1e-7, 1.0, np.arccos(c) / np.maximum(sine, 1e-7))
         size = float((pull * c).sum())
-        if size <= 0:  # so far apart that this would be no minimum
-            return None
         if np.abs(pull - size * beta).max() < 1e-14:
             return beta
         beta = pull

@@ -288,8 +288,6 @@ def _cuts(tensors: Sequence[TensorInputs], shares: Mapping[str, float]) -> dict[
 def _bucket(counts: Array, wanted: int) -> tuple[int, int]:
     """The bucket of the wanted-th entry from the top, and how many are wanted of that bucket."""
     from_top = np.cumsum(counts[::-1])
-    if not wanted:  # nothing there to keep
-        return len(counts) - 1, 0
     place = int(np.searchsorted(from_top, wanted))
     return len(counts) - 1 - place, wanted - (int(from_top[place - 1]) if place else 0)
 
