@@ -90,8 +90,9 @@ def test_every_protocol(tmp_path, protocol):
         "f": frozenset({1}),
         "long": "x" * 5000,
     }
-    opened, loaded = round_trip(tmp_path / "w.pt", saved, pickle_protocol=protocol)
-    assert_same(opened, {name: loaded[name].detach() for name in ("w", "parameter")})
+    torch.save(saved, tmp_path / "w.pt", pickle_protocol=protocol)
+    opened = open_weights(tmp_path / "w.pt")
+    assert_same(opened, {name: saved[name].detach() for name in ("w", "parameter")})
 
 
 def test_shapes_that_are_special(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.merging.samples import bits, network
 
-from mirepoix.merging import Interpolation, merge
+from mirepoix.merging import Interpolation, Ties, merge
 from mirepoix.types import InputError
 
 
@@ -30,3 +30,10 @@ def test_negative_variances_are_raised_to_zero_and_said():
     with pytest.warns(UserWarning, match=r"raised to 0 in 'bn.running_var'"):
         found = merge([a, b], Interpolation(-1.0, extrapolate=True))
     assert found["bn.running_var"].tolist() == [0.0, 4.0]
+
+
+def test_rules_that_are_not_linear_raise_negative_variances_too():
+    base, a = {"bn.running_var": np.float32([1.0, 4.0])}, {"bn.running_var": np.float32([0.5, 5.0])}
+    with pytest.warns(UserWarning, match=r"raised to 0 in 'bn.running_var'"):
+        found = merge([a], Ties(density=1.0, scale=4.0), base=base)
+    assert found["bn.running_var"].tolist() == [0.0, 8.0]

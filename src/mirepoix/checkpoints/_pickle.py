@@ -120,7 +120,7 @@ _OBJECTS = (
     "torch.nn.parameter.Buffer",
     "torch.nn.parameter.Parameter",
     "torch.nn.Parameter",
-    "torch.strided",
+    "torch.serialization._get_layout",
     "torch.torch_version.TorchVersion",
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local")
       for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),

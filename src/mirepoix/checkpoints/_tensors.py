@@ -62,6 +62,7 @@ def raw(name: str, value: Any) -> RawTensor:
             )
         code = _code(name, str(value.dtype).removeprefix("torch."))
         flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        flat = flat.as_strided(flat.shape, (1,))  # a single element is contiguous whatever its stride says
         return RawTensor(code, tuple(value.shape), flat.view(torch.uint8).numpy().data)
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)

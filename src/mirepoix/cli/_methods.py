@@ -16,7 +16,7 @@ __all__ = ["METHODS", "SELECTIONS", "Method", "rule_of"]
 
 @dataclass(frozen=True)
 class Method:
-    """A rule of `mirepoix.merging`, the options it takes, and its equation in a line."""
+    """A rule of `mirepoix.merging`, the options it takes and where they start, and its equation in a line."""
 
     rule: str
     equation: str
@@ -52,7 +52,7 @@ METHODS = {
         "Dare",
         "theta_0 + mean over agreeing signs of drop(theta_i - theta_0) / density",
         ("coefficients", "density", "seed", "rescale", "scale", "normalize"),
-        {"elect": True},
+        {"elect": True, "normalize": True},
     ),
     "model-stock": Method(
         "ModelStock",
@@ -98,5 +98,5 @@ def rule_of(method: str, parameters: Mapping[str, Any]) -> Rule:
             raise InputError(f"--method {method}: needs --{name}. See mirepoix soup --help.")
     from mirepoix import merging
 
-    rule: Rule = getattr(merging, entry.rule)(**entry.fixed, **parameters)
+    rule: Rule = getattr(merging, entry.rule)(**{**entry.fixed, **parameters})
     return rule

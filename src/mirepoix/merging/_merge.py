@@ -339,7 +339,7 @@ class _Job:
         if errors:
             raise errors[0]
         if self.clamped:
-            found = ", ".join(map(repr, sorted(self.clamped)[:10]))
+            found = ", ".join(map(repr, sorted(set(self.clamped))[:10]))
             warnings.warn(
                 f"negative running variances of batch norm were raised to 0 in {found}. "
                 "Estimate the statistics again on data, or silence this UserWarning.",
@@ -449,7 +449,7 @@ class _Worker:
                 f"base: has no {planned.name!r}, which members hold. Leave it out with names='intersection'."
             )
         piece = Piece(planned.name, planned.shape, start, stop)
-        return rule.combine(piece, members, base, measured)
+        return self._clamped(planned.name, rule.combine(piece, members, base, measured))
 
     def _line(self, planned: Planned, start: int, stop: int, line: _Sum) -> Array:
         """`LinearRule.combine` with one running sum; equal entries stay what they are."""
@@ -476,10 +476,14 @@ class _Worker:
             total /= dtype(line.divisor)
         if first is not None and equal is not None:
             np.copyto(total, first, where=equal)
-        if line.clamp and name.endswith("running_var") and bool((total < 0).any()):
+        return self._clamped(name, total) if line.clamp else total
+
+    def _clamped(self, name: str, wide: Array) -> Array:
+        """A variance is not negative, wherever a rule may have moved it."""
+        if name.endswith("running_var") and bool((wide < 0).any()):
             self.job.clamped.append(name)
-            np.maximum(total, 0, out=total)
-        return total
+            return np.maximum(wide, 0)
+        return wide
 
     def _rows(self, planned: Planned, start: int, stop: int, measured: Any) -> Array:
         """Rows that all have are merged, the rest copied from the first member that has most."""
@@ -570,7 +574,8 @@ class _TensorInputs(TensorInputs):
 
     def __init__(self, job: _Job, planned: Planned) -> None:
         self.job, self.planned = job, planned
-        self.name, self.shape, self.labels = planned.name, planned.shape, job.labels
+        self.name, self.shape = planned.name, planned.shape
+        self.labels = [job.labels[i] for i in planned.members]
 
     def blocks(self) -> Iterator[tuple[Piece, Sequence[Array], Array | None]]:
         """Pieces of `BLOCK` entries; rows that not all have are left out."""
