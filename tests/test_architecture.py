@@ -98,13 +98,15 @@ def in_fresh_process(code: str) -> str:
 
 
 def test_importing_mirepoix_and_its_command_line_loads_no_torch():
-    code = "import sys, mirepoix, mirepoix.cli, mirepoix.weights, mirepoix.checkpoints, mirepoix.recipe; print({0})"
-    for heavy in ("torch", "torchvision", "timm", "sklearn", "matplotlib", "jinja2"):
+    rooms = ("cli", "weights", "checkpoints", "merging", "recipe", "scores", "selection", "landscape")
+    code = f"import sys, mirepoix, {', '.join(f'mirepoix.{room}' for room in rooms)}; print({{0}})"
+    for heavy in ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "jinja2", "yaml"):
         assert in_fresh_process(code.format(f"{heavy!r} in sys.modules")) == "False", heavy
 
 
 def test_help_of_every_verb_loads_no_torch():
-    for arguments in (["--help"], ["run", "--help"], ["report", "--help"], ["--version"]):
+    verbs = ("run", "report", "check", "soup", "connect", "convert", "inspect", "rebuild")
+    for arguments in (["--help"], *([verb, "--help"] for verb in verbs), ["--version"]):
         code = f"""
 import sys
 from mirepoix.cli import main

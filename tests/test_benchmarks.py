@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
 
 LOOP = [
     f"{network}, {augmentation}"
@@ -51,3 +57,92 @@ def test_without_pictures_the_data_part_says_what_it_misses(root, tmp_path):
     table = run_training_benchmark(root, "--part", "data", "--data", tmp_path)
     assert first_cells(table) == []
     assert f"expected the folder {tmp_path / 'PACS'}" in table
+
+
+SOUP = {
+    "`cat` to /dev/null": "",
+    "`cat`, then write one": "",
+    "`cat`, then write one, with fsync": "",
+    "`mirepoix soup`": "the mean, rounded once",
+    "torch, `safe_open`, float32 sums": None,
+    "torch, `safe_open`, float64 sums": "the mean, rounded once",
+    "`torch.load` one by one": None,
+}
+
+
+def run_merging_benchmark(root: Path, *options: str | Path) -> str:
+    command = [sys.executable, root / "benchmarks" / "merging.py", "--tiny", "--repeats", "1", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_of(printed: str) -> list[dict[str, str]]:
+    """The rows of the one table, by their headings."""
+    head, line, *rows = (
+        [cell.strip() for cell in row.strip("|").split("|")] for row in printed.splitlines() if row[:1] == "|"
+    )
+    assert all(set(cell) <= set("-:") for cell in line)
+    assert {len(row) for row in (line, *rows)} == {len(head)}
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_every_way_to_the_mean_is_measured_and_compared_with_it(root, tmp_path):
+    printed = run_merging_benchmark(
+        root, "--part", "soup", "--folder", tmp_path, "--json", tmp_path / "result.json"
+    )
+    rows = rows_of(printed)
+    assert [row["program"] for row in rows] == list(SOUP)
+    assert "mergekit, raw linear was left out" in printed
+    for row in rows:
+        # Eight float32 numbers rarely sum exactly in float32, so sums that are rounded on the way are seen.
+        expected = SOUP[row["program"]]
+        assert row["result"] == expected if expected is not None else "of entries off" in row["result"]
+        assert float(row["seconds"]) > 0
+        assert float(row["x floor"]) > 0
+    [ours] = (row for row in rows if row["program"] == "`mirepoix soup`")
+    assert ours["x mirepoix"] == "1.00"
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+    [table] = json.loads((tmp_path / "result.json").read_text())["tables"]
+    assert [row["program"] for row in table["rows"]] == list(SOUP)
+    assert all(row["peaks"][0] > 1e6 for row in table["rows"])
+
+
+def test_other_rules_are_measured_against_the_average(root, tmp_path):
+    rows = rows_of(run_merging_benchmark(root, "--part", "rules", "--folder", tmp_path))
+    rules = [row["program"] for row in rows if "cat" not in row["program"]]
+    assert rules == ["average", "task-arithmetic", "ties", "dare", "model-stock", "average", "slerp"]
+    assert all(float(row["x average"]) > 0 for row in rows)
+
+
+def benchmark(root: Path) -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("merging_benchmark", root / "benchmarks" / "merging.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_mean_of_mirepoix_with_other_bits_stops_the_run(root, tmp_path):
+    merging = benchmark(root)
+    members = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
+    for member, value in zip(members, (1.0, 2.0), strict=True):
+        save_file({"w": np.full(4, value, np.float32), "n": np.array(7)}, member)
+    mean = np.full(4, 1.5, np.float32)
+    right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
+    save_file({"w": mean, "n": np.array(7)}, right)
+    mean[2] = np.nextafter(mean[2], np.float32(2))
+    save_file({"w": mean, "n": np.array(7)}, wrong)
+
+    rows = [merging.Row("two", program, [], out, members) for program, out in
+            ((merging.OURS, right), (merging.MERGEKIT, wrong))]  # fmt: skip
+    merging.check_results(merging.Table("soup", "", rows, {}))
+    assert rows[0].result() == "the mean, rounded once"
+    assert rows[1].differing == (0.25, 2.0**-23)
+    rows[0].out = wrong
+    with pytest.raises(SystemExit, match=r"expected the mean rounded once: 25\.0% of entries off"):
+        merging.check_results(merging.Table("soup", "", rows, {}))

@@ -20,20 +20,27 @@ WELL_FORMED = [
 ]
 
 
-@pytest.mark.parametrize("words", WELL_FORMED, ids=" ".join)
-def test_it_reads_what_typer_reads(words):
-    soup = FAST["soup"]
+CHECK = [["a", "b"], ["a", "--finite", "--base", "c", "--json"], ["--rows", "a", "--container=model"]]
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [*(("soup", words) for words in WELL_FORMED), *(("check", words) for words in CHECK)],
+    ids=str,
+)
+def test_it_reads_what_typer_reads(verb, words):
+    function = FAST[verb]
     seen = {}
 
-    @functools.wraps(soup)
+    @functools.wraps(function)
     def spy(**arguments):
         seen.update(arguments)
 
     app = typer.Typer()
     app.command()(spy)
     assert CliRunner().invoke(app, words).exit_code == 0
-    defaults = {name: p.default for name, p in inspect.signature(soup).parameters.items()}
-    found = defaults | parsed(soup, words)
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    found = defaults | parsed(function, words)
     assert {name: value for name, value in found.items() if value not in (None, [], ())} == {
         name: value for name, value in seen.items() if value not in (None, [], ())
     }
@@ -56,6 +63,8 @@ def test_what_is_not_well_formed_is_left_to_typer(words):
 
 
 def test_a_missing_argument_is_left_to_typer():
+    assert parsed(FAST["check"], []) is None
+
     def verb(name: str, other: str = "x") -> None: ...
 
     assert parsed(verb, []) is None

@@ -364,7 +364,7 @@ def test_tied_weights_of_which_one_is_changed_are_refused(tmp_path):
     ):
         (base / "config.json").write_text(json.dumps(settings))
         if refused:
-            with pytest.raises(InputError, match=r"ties input and output embeddings|are tied, and an adapter changes one"):
+            with pytest.raises(InputError, match=r"ties input and output|are tied, and an adapter"):
                 merge_into_base(base, [adapter], tmp_path / "out.safetensors")
         else:
             merge_into_base(base, [adapter], tmp_path / "out.safetensors")

@@ -71,7 +71,7 @@ class Refused(Exception):
 def check_name(name: str) -> None:
     """Refuse what is not a name of a tensor. No name is ever used as a path."""
     try:
-        long = len(name) > LARGEST_NAME or not name.isascii() and len(name.encode()) > LARGEST_NAME
+        long = len(name) > LARGEST_NAME or (not name.isascii() and len(name.encode()) > LARGEST_NAME)
     except UnicodeEncodeError as error:
         raise Refused("tensor-name", f"the name {name[:60]!r} is not valid text") from error
     if long:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from mirepoix import __version__
+from mirepoix.cli._check import check
 from mirepoix.cli._connect import connect
+from mirepoix.cli._convert import convert
 from mirepoix.cli._fast import parsed
+from mirepoix.cli._inspect import inspect
 from mirepoix.cli._rebuild import rebuild
 from mirepoix.cli._report import report
 from mirepoix.cli._run import run
@@ -28,11 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(run)
-app.command()(report)
-app.command()(soup)
-app.command()(connect)
-app.command()(rebuild)
+for verb in (run, report, check, soup, connect, convert, inspect, rebuild):
+    app.command()(verb)
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,7 +79,7 @@ def main() -> None:
         _fail(f"{error.filename or 'output'}: {error.strerror}: {advice}", 2)
 
 
-FAST = {"soup": soup}
+FAST: dict[str, Callable[..., None]] = {"check": check, "soup": soup}
 """Verbs that are done sooner than typer would have read their options."""
 
 

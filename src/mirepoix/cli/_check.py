@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["bytes_bar", "check"]
+__all__ = ["check"]
 
 
 def check(
@@ -33,6 +30,7 @@ def check(
 
     Exit code 0 means yes, 1 no, 2 bad input.
     """
+    from mirepoix.cli._bytes import bytes_bar
     from mirepoix.merging._check import check_files
 
     with bytes_bar("reading values", finite) as progress:
@@ -55,19 +53,6 @@ def check(
             typer.echo(f"Average them: mirepoix soup ... -o {_out(found.facts)}")
     if not found.ok:
         raise typer.Exit(1)
-
-
-@contextmanager
-def bytes_bar(text: str, wanted: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of bytes done and in all, where a person is watching."""
-    if not wanted or not sys.stderr.isatty():
-        yield None
-        return
-    from mirepoix.cli._progress import Bar
-
-    with Bar() as bar:
-        bar.stage(text)
-        yield lambda done, total: bar.bar.update(bar.task, completed=done, total=total)
 
 
 def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -70,7 +70,7 @@ def convert(
     if max_shard is not None and out.suffix != ".safetensors":
         raise InputError(f"--max-shard: only .safetensors files come in shards, got {out}.")
     from mirepoix.checkpoints import open_weights, parse_size
-    from mirepoix.cli._check import bytes_bar
+    from mirepoix.cli._bytes import bytes_bar
     from mirepoix.merging._inputs import Source
 
     most = None if max_shard is None else parse_size(max_shard)
@@ -130,9 +130,9 @@ def _refuse(out: Path, inputs: tuple[Path, ...], force: bool) -> None:
 
 def _layout(source: Source, dtype: str | None, aliases: Mapping[str, str]) -> Layout:
     from mirepoix.merging._inputs import FLOAT8, is_float
-    from mirepoix.merging._plan import _out_code
+    from mirepoix.merging._plan import out_code
 
-    code = _out_code(dtype)
+    code = out_code(dtype)
     layout: Layout = {}
     for name in source.names:
         if name in aliases:

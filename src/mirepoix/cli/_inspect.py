@@ -69,7 +69,7 @@ def inspect(
     except re.error as error:
         raise InputError(f"--filter {names}: expected a regular expression, got one with {error}.") from error
     from mirepoix.checkpoints import open_weights
-    from mirepoix.cli._check import bytes_bar
+    from mirepoix.cli._bytes import bytes_bar
 
     with open_weights(
         checkpoint, framework="numpy", container=container, allow_torch_load=allow_torch_load

@@ -6,14 +6,14 @@ import json
 import re
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mirepoix.cli._bytes import bytes_bar
 from mirepoix.cli._carry_out import Description, carry_out, record_file, record_of
 from mirepoix.cli._methods import METHODS, SELECTIONS
 from mirepoix.types import InputError
@@ -255,8 +255,8 @@ def _merge(description: Description, out: Path, choosing: dict[str, Any]) -> dic
             raise InputError(
                 f"--{wrong}: {description.method} uses no score. Methods that do: {', '.join(SELECTIONS)}."
             )
-    with _Progress() as progress:
-        report = carry_out(description, out, progress.update if progress.live else None)
+    with bytes_bar("merging") as progress:
+        report = carry_out(description, out, progress)
     record = record_of(description, report, out, _command())
     if selection is not None:
         record["selection"] = selection
@@ -351,46 +351,3 @@ def _summary(record: dict[str, Any], out: Path) -> str:
         chosen = record["selection"]
         lines.insert(1, f"kept {chosen['kept']} of {chosen['looked_at']}, score {chosen['score']:.6g}")
     return "\n".join(lines)
-
-
-class _Progress:
-    """A bar on a terminal, for what takes longer than a moment; nothing is imported before that."""
-
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self.started = time.monotonic()
-        self.show: Callable[[int, int], None] | None = None
-        self.bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        """So many bytes of so many are done."""
-        if self.bar is None:
-            if time.monotonic() - self.started < 1:
-                return
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
-
-            self.bar = Progress(
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self.task = self.bar.add_task("merging", total=total)
-            self.bar.start()
-        self.bar.update(self.task, completed=done)

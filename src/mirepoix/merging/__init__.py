@@ -2,8 +2,10 @@
 
 from mirepoix.merging._average import Average
 from mirepoix.merging._batch_norm import reestimate_batch_norm
+from mirepoix.merging._check import Check, check_files
 from mirepoix.merging._dare import Dare
 from mirepoix.merging._ema import EMA, ExponentialAverage
+from mirepoix.merging._findings import Fault
 from mirepoix.merging._fisher import Fisher, fisher_diagonal
 from mirepoix.merging._interpolation import Interpolation
 from mirepoix.merging._lora import LoraLayerReport, LoraReport, merge_adapters
@@ -22,8 +24,10 @@ from mirepoix.merging._ties import Ties
 __all__ = [
     "EMA",
     "Average",
+    "Check",
     "Dare",
     "ExponentialAverage",
+    "Fault",
     "Fisher",
     "Interpolation",
     "Line",
@@ -43,6 +47,7 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "adapter_delta",
+    "check_files",
     "fisher_diagonal",
     "gram_matrices",
     "merge",

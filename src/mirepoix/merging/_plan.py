@@ -17,7 +17,7 @@ from mirepoix.checkpoints._tensors import CODES, DTYPES
 from mirepoix.merging._inputs import FLOAT8, Source, is_float
 from mirepoix.types import InputError
 
-__all__ = ["Names", "Plan", "Planned", "plan_merge"]
+__all__ = ["Names", "Plan", "Planned", "out_code", "plan_merge"]
 
 Names: TypeAlias = Literal["strict", "intersection", "union"]
 
@@ -80,7 +80,7 @@ def plan_merge(
     """Decide, or raise `InputError` with the member, the name and what would allow it."""
     if names not in get_args(Names):
         raise InputError(f"names: expected one of {', '.join(get_args(Names))}, got {names!r}.")
-    out = _out_code(dtype)
+    out = out_code(dtype)
     aliases = {} if untie else _common_aliases(sources, base)
     everything = list(dict.fromkeys(name for source in sources for name in source.names))
     chosen = [name for name in everything if name not in aliases]
@@ -114,7 +114,12 @@ def plan_merge(
     return Plan(tensors, kept, notes)
 
 
-def _out_code(dtype: str | None) -> str | None:
+def out_code(dtype: str | None) -> str | None:
+    """The code of a dtype asked for by name.
+
+    Raises:
+        InputError: If it is not a float dtype that can be written.
+    """
     if dtype is None:
         return None
     short = {
