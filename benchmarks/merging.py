@@ -20,7 +20,7 @@ The floor reads all members with `cat` and writes one with `dd`, without and wit
 (``fsync``), which `mirepoix` and no other program here does. Afterwards every mean is compared with one taken
 in float64 (float32 for bfloat16) and rounded once: where that of mirepoix has other bits, the run fails.
 
-Inputs take 3 GB in the folder, 5 with mergekit and the part ``start``, 12 with ``--large``.
+Inputs and results take up to 8 GB in the folder, 18 with ``--large``, which is better kept on a disk.
 
     python benchmarks/merging.py --mergekit ENVIRONMENT/bin/python     # 9 turns; about 15 minutes on 2 cores
     python benchmarks/merging.py --part soup --folder /dev/shm --repeats 5 --json result.json
@@ -169,9 +169,7 @@ def environment() -> dict[str, str]:
 
 def run(row: Row) -> str | None:
     """One turn of a program: None and a measurement more, or what it said when it failed."""
-    if row.out is not None:
-        shutil.rmtree(row.out) if row.out.is_dir() else row.out.unlink(missing_ok=True)
-        row.out.with_suffix(".json").unlink(missing_ok=True)
+    remove(row.out)
     os.sync()  # what the last program left to the disk is not this one's
     with tempfile.TemporaryFile() as said:
         started = time.perf_counter()
@@ -185,7 +183,16 @@ def run(row: Row) -> str | None:
     row.seconds.append(seconds)
     row.processor.append(usage.ru_utime + usage.ru_stime)
     row.peaks.append(peak_bytes(usage))
+    if not row.members:
+        remove(row.out)  # nothing will be compared with it, and memory may be what holds it
     return None
+
+
+def remove(out: Path | None) -> None:
+    """A result, and the record that mirepoix writes beside it."""
+    if out is not None:
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+        out.with_suffix(".json").unlink(missing_ok=True)
 
 
 def in_turns(table: Table, turns: int, warm: bool) -> None:
@@ -401,11 +408,12 @@ class Bench:
         out = self.out()
         command = step("torch-loop", sums, out, *members)
         program = SUM_32 if sums == "float32" else SUM_64
-        return Row(inputs, program, command, out, members, len(members))
+        return Row(inputs, program, command, out, members, len(members), optional=True)
 
     def load(self, inputs: str, members: Sequence[Path], kept: Sequence[Path] = ()) -> Row:
         out = self.out(".pt")
-        return Row(inputs, LOAD, step("torch-load", out, *members), out, kept or members, len(members))
+        command = step("torch-load", out, *members)
+        return Row(inputs, LOAD, command, out, kept or members, len(members), optional=True)
 
     def raw_linear(self, inputs: str, members: Sequence[Path], kept: Sequence[Path]) -> Row:
         """mergekit on files that agree in their counters, which it asks for."""
@@ -430,7 +438,10 @@ def mirepoix() -> str:
 def size(files: Iterable[Path]) -> str:
     """How many files of how many bytes."""
     sizes = [file.stat().st_size for file in files]
-    return f"{len(sizes)} x {statistics.median(sizes) / 1e6:.3g} MB"
+    middle = statistics.median(sizes)
+    return (
+        f"{len(sizes)} x {middle / 1e6:.3g} MB" if middle < 1e9 else f"{len(sizes)} x {middle / 1e9:.3g} GB"
+    )
 
 
 AGAINST = {"x floor": WRITE, "x floor with fsync": SYNC, "x mirepoix": OURS}

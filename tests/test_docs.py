@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
+import itertools
 import re
 import shlex
 import shutil
@@ -19,7 +21,8 @@ import tomlkit
 from pydantic import BaseModel
 
 import mirepoix
-from mirepoix import diversity, objectives, strategies
+from mirepoix import diversity, merging, objectives, strategies
+from mirepoix.cli._methods import METHODS, SELECTIONS
 from mirepoix.recipe import Recipe, RunTable, builtin_recipes, load_recipe
 from mirepoix.runs import Run
 
@@ -159,24 +162,82 @@ def test_commands_in_the_pages_exist(where, call):
     context = group.commands[verb].make_context(verb, list(arguments))  # reads the options, runs nothing
     for change in context.params.get("changes") or ():
         load_recipe("folder", [change])
-    recipe = context.params.get("recipe")
+    recipe = context.params.get("recipe") if verb == "run" else None
     assert recipe is None or recipe.endswith(".toml") or recipe in builtin_recipes(), f"{where}: {recipe}"
 
 
 def test_there_are_commands_to_check():
     verbs = {call[0] for _, call in COMMANDS}
-    assert verbs == {"run", "report"}
+    assert verbs == {"run", "report", "check", "soup", "connect", "rebuild", "convert"}
 
 
-def test_every_option_of_run_is_explained():
+def options_of(verb: str) -> set[str]:
     import typer
 
     from mirepoix.cli import app
 
     group: Any = typer.main.get_command(app)
-    options = {name for p in group.commands["run"].params for name in p.opts if name.startswith("--")}
+    return {name for p in group.commands[verb].params for name in p.opts if name.startswith("--")} - {"--help"}
+
+
+def test_every_option_of_run_is_explained():
     explained = {code_of(row[0]).split()[0] for row in table_rows("docs/getting-started.md", "Option")}
-    assert explained == options - {"--help"}
+    assert explained == options_of("run")
+
+
+@pytest.mark.parametrize("verb", ["soup", "check", "connect", "rebuild", "inspect", "convert"])
+def test_every_option_of_the_verbs_on_checkpoints_is_explained(verb):
+    explained = [code_of(row[0]).split()[0] for row in table_rows("docs/commands.md", f"Option of `{verb}`")]
+    assert sorted(explained) == sorted(options_of(verb))
+
+
+def test_every_verb_is_in_the_table_of_commands():
+    import typer
+
+    from mirepoix.cli import app
+
+    group: Any = typer.main.get_command(app)
+    rows = table_rows("docs/commands.md", "Command")
+    assert {code_of(row[0]).split()[1] for row in rows} == set(group.commands)
+
+
+def shown_results(page: Path) -> list[tuple[int, str, str]]:
+    """Line, command and output of every command whose output a plain block shows."""
+    text, found = page.read_text(encoding="utf-8"), []
+    fences = list(FENCE.finditer(text))
+    for shell, output in itertools.pairwise(fences):
+        if shell[1] == "sh" and not output[1] and not text[shell.end() : output.start()].strip():
+            found.append((text[: shell.start()].count("\n") + 1, shell[2].strip(), output[2]))
+    return found
+
+
+def without_numbers(text: str) -> str:
+    """A text in which every number, its unit and the space around it are the same."""
+    text = re.sub(r"-?\d[\d.,]*(e-?\d+)?( (bytes|kB|MB|GB|TB)\b)?", "#", text)
+    return re.sub(r" +", " ", re.sub(r"(?m)^ +| +$", "", text)).strip()
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs/merging.md", ROOT / "docs/checkpoints.md"], ids=named)
+def test_commands_print_what_the_page_shows(page, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from mirepoix.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    results = {line: (command, output) for line, command, output in shown_results(page)}
+    assert results
+    for block in blocks(page):
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block.text, str(page), "exec", dont_inherit=True), namespace)
+        elif block.line in results:
+            command, output = results[block.line]
+            (arguments,) = mirepoix_arguments(command)
+            words = [file for word in arguments for file in (sorted(glob.glob(word)) or [word])]
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code in (0, 1), result.output
+            assert without_numbers(result.stdout) == without_numbers(output), f"{named(page)}:{block.line}"
 
 
 # Tables against the code
@@ -243,6 +304,46 @@ def test_every_strategy_is_in_the_table_and_no_other():
 def test_every_objective_is_in_the_table_and_no_other():
     rows = table_rows("docs/objectives.md", "Objective")
     assert {code_of(row[0]) for row in rows} == set(objectives.__all__) - {"Objective"}
+
+
+def test_every_merging_rule_and_method_is_in_the_table_and_no_other():
+    rows = table_rows("docs/merging-rules.md", "Rule")
+    public = [getattr(merging, name) for name in merging.__all__]
+    rules = {x.__name__ for x in public if isinstance(x, type) and issubclass(x, merging.Rule)}
+    assert {code_of(row[0]) for row in rows} == rules - {"Rule", "LinearRule"}
+    assert {code_of(row[1]): code_of(row[0]) for row in rows} == {
+        name: method.rule for name, method in METHODS.items()
+    }
+
+
+def test_every_selection_is_in_the_table_and_no_other():
+    from mirepoix import selection
+
+    rows = table_rows("docs/merging-rules.md", "Selection")
+    assert [code_of(row[0]) for row in rows] == list(SELECTIONS)
+    functions = {code_of(row[1]) for row in rows}
+    assert functions == {name for name in selection.__all__ if name.islower()}
+
+
+def test_what_a_rule_needs_is_what_the_table_says():
+    for row in table_rows("docs/merging-rules.md", "Rule"):
+        rule = getattr(merging, code_of(row[0]))
+        assert ("base" in row[3]) == bool(rule.needs_base), row[0]
+
+
+def test_every_rule_of_the_readers_is_in_the_tables_and_no_other():
+    sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    raised = set(re.findall(r'(?:UnsafeCheckpoint|Refused)\(\s*"([\w-]+)"', sources))
+    listed = [code_of(row[0]) for row in table_rows("docs/checkpoints.md", "Rule")]
+    assert raised
+    assert sorted(listed) == sorted(raised)
+
+
+def test_the_values_of_lora_are_in_the_table():
+    from mirepoix.merging._lora import Mode
+
+    rows = table_rows("docs/merging.md", "`--lora`")
+    assert {code_of(row[0]) for row in rows} == {*get_args(Mode), "dense"}
 
 
 def test_every_row_of_the_report_is_explained():

@@ -166,6 +166,9 @@ def test_a_change_is_noticed_by_the_next_read(path, change, is_open):
         os.utime(path, ns=(1, 1))
     else:
         path.unlink()
+    if is_open and change in ("replaced", "gone"):  # the open file is still the one whose header was read
+        assert read(checkpoint, "a", 4, 4) == np.float32(1).tobytes()
+        checkpoint.close()
     expected = (
         "nothing there" if change == "gone" else "changed while open, 'a' cannot be read. Open it again"
     )

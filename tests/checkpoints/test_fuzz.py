@@ -15,6 +15,7 @@ import signal
 import struct
 import tempfile
 import tracemalloc
+import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -26,8 +27,8 @@ import safetensors.torch
 import torch
 from tests.checkpoints import hostile
 
-from mirepoix.checkpoints import open_weights
-from mirepoix.types import InputError
+from mirepoix.checkpoints import fingerprint, open_weights
+from mirepoix.types import InputError, UnsafeCheckpoint
 
 INPUTS = int(os.environ.get("MIREPOIX_FUZZ", "20000"))
 MEASURED = (
@@ -312,6 +313,70 @@ def test_torch_files_open_or_are_refused():
         INPUTS // 2,
     )
     assert min(opened, refused) > INPUTS // 2 // 100
+
+
+STRICTER = {
+    "header-duplicate",
+    "header-keys",
+    "header-json",
+    "header-shape",
+    "header-text",
+    "tensor-name",
+    "aliases",
+}
+
+
+def test_what_opens_is_what_the_reference_opens(tmp_path):
+    seeds, path = safetensors_seeds(), tmp_path / "w.safetensors"
+    both = 0
+    for number in range(2000):
+        draw = random.Random(f"reference {number}")
+        path.write_bytes(changed_header(draw.choice(seeds), draw))
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                expected = {
+                    name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+                }
+        except safetensors.SafetensorError:
+            expected = None
+        try:
+            with open_weights(path, framework="numpy") as opened:
+                found = {name: (opened.shapes[name], code) for name, code in opened.codes.items()}
+        except UnsafeCheckpoint as refused:
+            found, rule = None, refused.rule
+        if found is None:
+            assert expected is None or rule in STRICTER
+        else:
+            both += 1
+            assert {name: entry for name, entry in found.items() if name not in opened.aliases} == expected
+    assert both > 100
+
+
+def test_what_opens_is_what_torch_opens(tmp_path):
+    archives, path = [Archive(seed) for seed in torch_seeds()[:2]], tmp_path / "w.pt"
+    both = 0
+    for number in range(1000):
+        draw = random.Random(f"torch {number}")
+        path.write_bytes(draw.choice(archives).changed(draw))
+        try:
+            opened = open_weights(path)
+        except InputError:
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                loaded = torch.load(path, weights_only=True)
+        except Exception:  # of many kinds
+            continue
+        both += 1
+        loaded = loaded.get("state_dict", loaded)
+        tensors = {
+            name: value
+            for name, value in loaded.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+        assert fingerprint(opened) == fingerprint(tensors)
+    assert both > 100
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

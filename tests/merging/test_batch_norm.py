@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mirepoix.merging import reestimate_batch_norm
+from mirepoix.merging._batch_norm import recommend_batch_norm, reestimate_batch_norm
 from mirepoix.models import NetworkSpec
 from mirepoix.types import Batch, InputError, Outputs
 
@@ -97,3 +98,98 @@ def test_without_batch_norm_the_weights_are_copied():
     theta = reestimate_batch_norm(model, [])
     assert torch.equal(theta["weight"], model.weight)
     assert theta["weight"].data_ptr() != model.weight.data_ptr()
+
+
+def test_counters_count_the_batches_seen_and_momentum_plays_no_part():
+    model = Small().double()
+    model.first.num_batches_tracked.fill_(99)
+    model.first.running_mean.fill_(torch.nan)
+    theta = reestimate_batch_norm(model, batches())
+    assert theta["first.num_batches_tracked"] == theta["second.num_batches_tracked"] == 3
+    other = Small().double()
+    other.first.momentum = other.second.momentum = None
+    again = reestimate_batch_norm(other, batches())
+    assert all(torch.equal(theta[name], again[name]) for name in theta if "running" in name)
+
+
+class Recorded(dict):
+    """Weights that remember what was read."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def member(direction, *, distance=0.0, statistics=0.0):
+    """Weights of norm 1, and a step of the given length away from them."""
+    values = {"w": np.zeros(3), "bn.running_mean": np.full(2, statistics), "bn.running_var": np.ones(2)}
+    values["w"][0] = 1.0
+    values["w"][direction] += distance
+    values["bn.num_batches_tracked"] = np.array(7)
+    return values
+
+
+def test_without_batch_norm_nothing_is_read_and_nothing_is_needed():
+    thetas = [Recorded({"w": np.ones(2)}), Recorded({"w": np.zeros(2)})]
+    found = recommend_batch_norm(thetas)
+    assert found.level == "none"
+    assert "no batch norm" in found.reason
+    assert not any(theta.read for theta in thetas)
+
+
+def test_frozen_statistics_are_all_that_is_read():
+    thetas = [Recorded(member(1, distance=9.0)), Recorded(member(2))]
+    found = recommend_batch_norm(thetas)
+    assert found.level == "none"
+    assert "the same statistics in all 2 tensors" in found.reason
+    assert all(theta.read == {"bn.running_mean", "bn.running_var"} for theta in thetas)
+
+
+@pytest.mark.parametrize(
+    ("step", "with_base", "without_base"),
+    [(0.1, "optional", "optional"), (0.3, "optional", "required"), (0.6, "required", "required")],
+)
+def test_members_far_apart_need_new_statistics(step, with_base, without_base):
+    # Orthogonal steps from a start of norm 1: distance sqrt(2) step, norms sqrt(1 + step^2).
+    thetas = [member(1, distance=step), member(2, distance=step, statistics=1.0)]
+    apart = 2**0.5 * step / (1 + step**2) ** 0.5
+    found = recommend_batch_norm(thetas, member(1))
+    assert found.level == with_base
+    assert f"{apart:.2g} of their norm apart" in found.reason
+    assert f"moved {step:.2g} of the norm" in found.reason
+    found = recommend_batch_norm(thetas)
+    assert found.level == without_base
+    assert "no common start" in found.reason
+
+
+def test_members_near_each_other_but_far_from_the_start_need_them_too():
+    thetas = [member(1, distance=1.0), member(1, distance=1.1, statistics=1.0)]
+    assert recommend_batch_norm(thetas).level == "optional"
+    assert recommend_batch_norm(thetas, member(1)).level == "required"
+    near = [member(1, distance=0.7), member(1, distance=0.8, statistics=1.0)]
+    assert recommend_batch_norm(near, member(1)).level == "optional"
+
+
+def test_torch_in_half_precision_gives_the_same():
+    thetas = [member(1, distance=0.5), member(2, distance=0.5, statistics=1.0)]
+    tensors = [{name: torch.from_numpy(x) for name, x in theta.items()} for theta in thetas]
+    halves = [
+        {name: x.bfloat16() if x.is_floating_point() else x for name, x in theta.items()} for theta in tensors
+    ]
+    assert recommend_batch_norm(thetas) == recommend_batch_norm(tensors) == recommend_batch_norm(halves)
+
+
+def test_a_single_member_needs_nothing():
+    assert recommend_batch_norm([member(1)]).level == "none"
+
+
+def test_members_must_be_there_and_agree():
+    with pytest.raises(InputError, match="no member"):
+        recommend_batch_norm([])
+    other = {name: x for name, x in member(1).items() if name != "w"}
+    with pytest.raises(InputError, match="members 0 and 1 have different names: 'w'"):
+        recommend_batch_norm([member(1), other])

@@ -121,6 +121,14 @@ def test_alignment_never_leads_away_and_reports_what_it_gained(name):
     assert before > after
 
 
+def test_a_network_that_is_near_stays_as_it_is():
+    model, images = built("resnet")
+    reference = weights(model)
+    torch.manual_seed(5)
+    theta = {k: x + 0.01 * torch.randn(x.shape) if x.is_floating_point() else x for k, x in reference.items()}
+    assert same(align(theta, reference, permutation_spec(model, images)).theta, theta)
+
+
 def test_running_statistics_follow_the_weights_and_are_not_matched():
     model, images, theta, reference = pair("resnet")
     spec = permutation_spec(model, images)
@@ -134,24 +142,24 @@ def test_running_statistics_follow_the_weights_and_are_not_matched():
 
 
 def test_the_same_seed_gives_the_same_alignment_and_another_may_not():
-    model, images, theta, reference = pair("resnet")
+    model, images, theta, reference = pair("bottleneck_resnet")
     spec = permutation_spec(model, images)
-    found = [align(theta, reference, spec, seed=seed) for seed in (3, 3, 4)]
+    found = [align(theta, reference, spec, seed=seed) for seed in (0, 0, 1)]
     assert same(found[0].theta, found[1].theta)
     assert found[0].after == found[1].after
     assert not same(found[0].theta, found[2].theta)
 
 
 def test_restarts_keep_the_best():
-    model, images, theta, reference = pair("resnet")
+    model, images, theta, reference = pair("vgg")
     spec = permutation_spec(model, images)
-    values = [align(theta, reference, spec, restarts=n, seed=2).after for n in range(4)]
+    values = [align(theta, reference, spec, restarts=n).after for n in range(4)]
     assert values == sorted(values)
     assert values[-1] > values[0]
 
 
 def test_sweeps_are_counted_and_limited():
-    model, images, theta, reference = pair("resnet")
+    model, images, theta, reference = pair("bottleneck_resnet")
     spec = permutation_spec(model, images)
     full, short = align(theta, reference, spec), align(theta, reference, spec, sweeps=1)
     assert full.converged

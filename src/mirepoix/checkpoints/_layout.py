@@ -115,8 +115,8 @@ def _parse(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
         usual = USUAL.match(text, scanner.place)
         if usual and usual[1] != b"__metadata__":
             scanner.place = usual.end()
-            key, code, shape, start, stop = usual.groups()
-            name, fields = key.decode(), (code.decode(), shape, (start, stop))
+            name = usual[1].decode()
+            fields: tuple[str, bytes, tuple[bytes, ...]] = (usual[2].decode(), usual[3], (usual[4], usual[5]))
         else:
             name = scanner.text()
             scanner.mark(b":")
@@ -225,7 +225,7 @@ class _Scanner:
         if match is None:
             raise self._wrong("a text")
         self.place = match.end()
-        text = match[1].decode()
+        text: str = match[1].decode()
         if "\\" not in text:
             return text
         text = json.loads(f'"{text}"')

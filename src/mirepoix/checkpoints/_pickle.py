@@ -32,7 +32,7 @@ class Storage(NamedTuple):
 
     code: str | None
     key: str
-    count: int
+    length: int
 
 
 class TensorRecord(NamedTuple):

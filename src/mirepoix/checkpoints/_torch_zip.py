@@ -118,7 +118,7 @@ def _entry(
 
 def _storage(storage: Storage, members: dict[str, Member], prefix: str) -> Member:
     member = members.get(f"{prefix}data/{storage.key}")
-    size = storage.count * (DTYPES[storage.code][1] if storage.code else 1)
+    size = storage.length * (DTYPES[storage.code][1] if storage.code else 1)
     if member is None or member.stop - member.start != size:
         got = "is not there" if member is None else f"has {member.stop - member.start}"
         raise Refused("zip-storage", f"expected {size} bytes in storage {storage.key[:60]!r}, which {got}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -56,18 +58,28 @@ app.info.help = "Train several fine-tunings from one start, average or ensemble 
 
 def main() -> None:
     """Run the command line: exit code 2 and one message for what a person can mend."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _end)  # so that temporary files are removed
+    # A job that is long remembers what it has done; the other verbs have written nothing until they end.
+    continues = sys.argv[1:2] == ["run"]
     try:
         _run()
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("stopped; the same command continues where it was.", 130)
+        _fail(
+            "stopped; the same command continues where it was."
+            if continues
+            else "stopped; nothing was written.",
+            130,
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = "there is no room left. Free some, and run the same command again: it continues."
+            advice = "there is no room left. Free some, and run the same command again"
+            advice += ": it continues." if continues else "; nothing was written."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "it may not be written or read. Choose another --out, or change its permissions."
         elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
@@ -94,6 +106,10 @@ def _run() -> None:
     except typer.Exit as end:
         sys.exit(end.exit_code)
     sys.exit(0)
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _fail(message: str, code: int) -> None:

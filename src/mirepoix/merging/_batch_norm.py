@@ -130,7 +130,7 @@ def recommend_batch_norm(thetas: Sequence[Weights], base: Weights | None = None)
     fine-tuned, 400 steps, 0.1    0.21  0.52  0.993    0.993
     fine-tuned, 400 steps, 0.3    0.49  0.79  0.987    0.990
     fine-tuned, 1,000 steps, 0.3  0.64  0.91  0.955    0.990
-    independent, aligned          0.64        0.799    0.978
+    independent, aligned          0.64        0.925    0.985
     independent                   0.86        0.152    0.337
     ============================  ====  ====  =======  ========
 

@@ -106,10 +106,12 @@ def align(
     says how well unit ``j`` of ``theta`` (:math:`B`, units in rows) fits in place ``i`` of the reference
     (:math:`A`), and the best assignment is taken if it gains more than rounding. Heads and what is inside
     them are matched together: for every pair of heads the best inner assignment, then the best assignment of
-    heads. The ascent starts from the identity or, if that is nearer, from one pass through the network that
-    matches each group by the weights that lead to it from groups matched before: of a network and a permuted
-    copy of it, that pass alone recovers the permutation, where no two units are alike. Running statistics of batch norm are permuted with their channels but not matched: their scale is
+    heads. Running statistics of batch norm are permuted with their channels but not matched: their scale is
     that of the activations.
+
+    The ascent starts from the identity or, if that is nearer, from one pass through the network that matches
+    each group by the weights that lead to it from groups matched before. Of a network and a permuted copy of
+    it, that pass alone recovers the permutation, where no two units are alike.
 
     The result is never farther from the reference than ``theta`` was, in the weights that are matched. It
     depends on the seed, as there are many local optima. Afterwards, average it with the reference and measure

@@ -1,0 +1,82 @@
+"""A soup that is stopped, killed or out of room leaves no file under its name; stopped kindly, no file at all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("members")
+    for i in range(4):
+        save_file(
+            {f"w{j}": torch.full((1_000_000,), float(i + j)) for j in range(5)}, folder / f"{i}.safetensors"
+        )
+    return sorted(map(str, folder.iterdir()))
+
+
+def soup(members, out, **options):
+    command = [
+        sys.executable,
+        "-m",
+        "mirepoix",
+        "soup",
+        *members,
+        "-m",
+        "ties",
+        "--base",
+        members[0],
+        "-o",
+        str(out),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def started(folder, process):
+    """Wait until bytes are being written."""
+    while process.poll() is None and not list(folder.glob(".*.tmp")):
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5])
+def test_a_killed_soup_leaves_nothing_under_its_name(delay, members, tmp_path):
+    process = soup(members, tmp_path / "soup.safetensors")
+    started(tmp_path, process)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    if (tmp_path / "soup.safetensors").exists():
+        assert len(load_file(tmp_path / "soup.safetensors")) == 5
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_soup_leaves_nothing_and_says_so(sent, code, members, tmp_path):
+    process = soup(members, tmp_path / "soup.safetensors")
+    started(tmp_path, process)
+    process.send_signal(sent)
+    _, said = process.communicate()
+    assert process.returncode == code
+    if sent == signal.SIGINT:
+        assert said == "mirepoix: stopped; nothing was written.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_soup_without_room_says_so_and_leaves_nothing(members, tmp_path):
+    def limit():
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+
+    process = soup(members, tmp_path / "soup.safetensors", preexec_fn=limit)
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert "soup.safetensors" in said
+    assert "there is no room left. Free some, and run the same command again; nothing was written." in said
+    assert os.listdir(tmp_path) == []
