@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib
 import io
 import itertools
 import re
@@ -177,7 +178,9 @@ def options_of(verb: str) -> set[str]:
     from mirepoix.cli import app
 
     group: Any = typer.main.get_command(app)
-    return {name for p in group.commands[verb].params for name in p.opts if name.startswith("--")} - {"--help"}
+    return {name for p in group.commands[verb].params for name in p.opts if name.startswith("--")} - {
+        "--help"
+    }
 
 
 def test_every_option_of_run_is_explained():
@@ -364,6 +367,20 @@ def test_every_public_name_is_in_the_reference():
         place, _, last = name.rpartition(".")
         __import__(place)
         assert hasattr(sys.modules[place], last), name
+    # A name that is in no module would be left out of the site without a word.
+    for name, members in re.findall(
+        r"^::: (mirepoix\S*)\n.*\n.*\n +members: \[([^]]*)\]$", page, re.MULTILINE
+    ):
+        module = importlib.import_module(name)
+        assert not [member for member in members.split(", ") if not hasattr(module, member)], name
+
+
+def test_every_public_name_of_merging_and_selection_is_in_the_reference():
+    from mirepoix import landscape, scores, selection
+
+    page = (ROOT / "docs/api.md").read_text()
+    for module in (merging, selection, scores, landscape):
+        assert not [name for name in module.__all__ if not re.search(rf"\b{name}\b", page)], module.__name__
 
 
 @pytest.mark.parametrize("message", [row[0] for row in table_rows("docs/your-data.md", "The message says")])

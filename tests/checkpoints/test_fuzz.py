@@ -31,9 +31,8 @@ from mirepoix.checkpoints import fingerprint, open_weights
 from mirepoix.types import InputError, UnsafeCheckpoint
 
 INPUTS = int(os.environ.get("MIREPOIX_FUZZ", "20000"))
-MEASURED = (
-    1 if "MIREPOIX_FUZZ" in os.environ else 5
-)  # one file in so many has its memory taken, which is slow
+# To take the memory is slow: in short runs of 200 files in every 1000 only. (Starting and stopping leaks, so rarely.)
+MEASURED = 1000 if "MIREPOIX_FUZZ" in os.environ else 200
 SLACK = 256 * 1024  # bytes, for what does not grow with the file
 CPU_SECONDS = 5.0  # far above what any of these files needs
 
@@ -217,9 +216,15 @@ class Archive:
         self.name, self.pickle = next(item for item in self.members if item[0].endswith("/data.pkl"))
         places = [place for _, _, place in pickletools.genops(self.pickle) if place is not None]
         self.opcodes = list(zip(places, [*places[1:], len(self.pickle)], strict=True))
+        self.numbers = [place + 1 for place in places if self.pickle[place : place + 1] == b"K"]
 
     def changed(self, draw: random.Random) -> bytes:
         content = self.pickle
+        if draw.random() < 0.4:  # only numbers: nearly right shapes, strides, offsets and counts
+            changed = bytearray(content)
+            for place in draw.sample(self.numbers, draw.choice((1, 1, 2, 3))):
+                changed[place] = draw.choice((0, 1, 2, 3, 4, 8, 16, 32, 64, 255, max(0, changed[place] - 1)))
+            return self.around(bytes(changed))
         for start, stop in sorted(draw.sample(self.opcodes, draw.choice((1, 1, 2, 3))), reverse=True):
             kind = draw.randrange(6)
             if kind == 0:
@@ -237,7 +242,12 @@ class Archive:
             else:
                 piece = hostile.integer(draw.choice(NUMBERS))
             content = content[:start] + piece + content[stop:]
+        return self.around(content, draw)
+
+    def around(self, content: bytes, draw: random.Random | None = None) -> bytes:
         members = [(name, content if name == self.name else data) for name, data in self.members]
+        if draw is None:
+            return hostile.archive(members)
         if draw.random() < 0.1:
             members = draw.sample(members, draw.randrange(1, len(members) + 1))
         return hostile.archive(members, wide=draw.random() < 0.1, disk=draw.random() < 0.02)
@@ -259,8 +269,12 @@ def fuzz(suffix: str, changes: list[Callable[[random.Random], bytes]], inputs: i
                 draw = random.Random(f"{suffix} {number}")
                 data = draw.choice(changes)(draw)
                 path.write_bytes(data)
-                if number % MEASURED == 0:
+                if number % 1000 == 0:
                     tracemalloc.start()
+                elif number % 1000 == MEASURED:
+                    tracemalloc.stop()
+                before = tracemalloc.get_traced_memory()[0]
+                tracemalloc.reset_peak()
                 signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
                 try:
                     checkpoint = open_weights(path, framework="numpy")
@@ -275,8 +289,8 @@ def fuzz(suffix: str, changes: list[Callable[[random.Random], bytes]], inputs: i
                     raise
                 finally:
                     signal.setitimer(signal.ITIMER_PROF, 0)
-                peak = tracemalloc.get_traced_memory()[1]
-                tracemalloc.stop()
+                peak = tracemalloc.get_traced_memory()[1] - before
+                checkpoint = None
                 assert peak <= 4 * len(data) + SLACK, f"number {number} of {len(data)} bytes took {peak}"
         finally:
             tracemalloc.stop()
@@ -354,7 +368,7 @@ def test_what_opens_is_what_the_reference_opens(tmp_path):
 
 
 def test_what_opens_is_what_torch_opens(tmp_path):
-    archives, path = [Archive(seed) for seed in torch_seeds()[:2]], tmp_path / "w.pt"
+    archives, path = [Archive(seed) for seed in torch_seeds()[:1]], tmp_path / "w.pt"
     both = 0
     for number in range(1000):
         draw = random.Random(f"torch {number}")
@@ -376,7 +390,7 @@ def test_what_opens_is_what_torch_opens(tmp_path):
             if isinstance(name, str) and isinstance(value, torch.Tensor)
         }
         assert fingerprint(opened) == fingerprint(tensors)
-    assert both > 100
+    assert both > 50
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -51,7 +51,7 @@ def carry_out_adapters(description: Description, out: Path) -> MergeReport:
     )
 
 
-def _coefficients(description: Description) -> Sequence[Any] | None:
+def _coefficients(description: Description) -> list[Any] | None:
     """One per adapter; they are divided by their sum like those of any average."""
     given = dict(description.parameters)
     values, normalize = given.pop("coefficients", None), given.pop("normalize", True)
@@ -61,7 +61,7 @@ def _coefficients(description: Description) -> Sequence[Any] | None:
             "--no-normalize. For other rules merge each into its base first (--lora dense --base BASE)."
         )
     if values is None or not normalize:
-        return values
+        return None if values is None else list(values)
     if not all(isinstance(value, int | float) for value in values):
         raise InputError("--coefficients-for: needs --no-normalize where adapters are merged.")
     total = math.fsum(values)

@@ -34,6 +34,9 @@ COMPANIONS = (".json", ".txt", ".model", ".jinja")
 """Suffixes of what lies beside weights in a model folder and is copied with them: configuration, tokenizer."""
 
 
+ADAPTERS_EQUATION = "theta_0 + sum_i w_i s_i B_i A_i"
+
+
 @dataclass(frozen=True)
 class Description:
     """All that decides the bits of a soup.
@@ -91,7 +94,9 @@ def record_of(description: Description, report: MergeReport, out: Path, command:
     return {
         "mirepoix": __version__,
         "verb": "soup",
-        "equation": METHODS[description.method].equation,
+        "equation": METHODS[description.method].equation
+        if description.adapters is None
+        else ADAPTERS_EQUATION,
         "members": [_relative(path, here) for path in description.members],
         "method": description.method,
         "parameters": _relative_parameters(description.parameters, here),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mirepoix.types import InputError
 
 if TYPE_CHECKING:
+    from mirepoix.scores import ClassificationScore
     from mirepoix.types import Score, Weights
 
 __all__ = ["choose"]
@@ -89,17 +90,15 @@ def _score(options: Mapping[str, Any], thetas: Sequence[Weights]) -> Score:
     if options.get("score"):
         if options.get("model") or options.get("validation"):
             raise InputError("--score: give either your own score, or --model and --validation.")
-        score: Any = load_score(options["score"])
-        key = options["score"]
-        if options.get("cache"):
-            # What the function does may change without its name: a cache of it is asked for knowingly.
-            return cached_score(score, options["cache"], key)
-        return score
-    judge = _judge(options, thetas)
-    return cached_score(judge, options["cache"], judge.key) if options.get("cache") else judge
+        # What the function does may change without its name: a cache of it is asked for knowingly.
+        judge, key = load_score(options["score"]), options["score"]
+    else:
+        built_in = _judge(options, thetas)
+        judge, key = built_in, built_in.key
+    return cached_score(judge, options["cache"], key) if options.get("cache") else judge
 
 
-def _judge(options: Mapping[str, Any], thetas: Sequence[Weights]) -> Any:
+def _judge(options: Mapping[str, Any], thetas: Sequence[Weights]) -> ClassificationScore:
     from mirepoix.scores import ClassificationScore
 
     if not options.get("model") or not options.get("validation"):

@@ -341,11 +341,13 @@ def _command() -> str:
 
 
 def _summary(record: dict[str, Any], out: Path) -> str:
+    from mirepoix.merging._findings import size_text
+
     members = len(record["members"])
     size = sum(file["bytes"] for file in record["result"]["files"].values())
     lines = [
         f"{record['equation']}  ({members} member{'s' if members > 1 else ''}, {record['method']})",
-        f"{out}: {size / 1e6:,.1f} MB in {record['seconds']:.2f} s",
+        f"{out}: {size_text(size)} in {record['seconds']:.2f} s",
     ]
     if "selection" in record:
         chosen = record["selection"]

@@ -1,7 +1,7 @@
 """Combining weights: one rule per file, one engine for all, and what an average needs afterwards."""
 
 from mirepoix.merging._average import Average
-from mirepoix.merging._batch_norm import reestimate_batch_norm
+from mirepoix.merging._batch_norm import Recommendation, recommend_batch_norm, reestimate_batch_norm
 from mirepoix.merging._check import Check, check_files
 from mirepoix.merging._dare import Dare
 from mirepoix.merging._ema import EMA, ExponentialAverage
@@ -14,7 +14,10 @@ from mirepoix.merging._lora_dense import merge_into_base
 from mirepoix.merging._merge import MergeReport, merge, merge_files
 from mirepoix.merging._mergekit import MergekitRecipe, read_mergekit
 from mirepoix.merging._model_stock import ModelStock
+from mirepoix.merging._permutation import Alignment, activation_costs, align, permute
+from mirepoix.merging._permutation_spec import Act, PermutationGroup, PermutationSpec, permutation_spec
 from mirepoix.merging._regmean import RegMean, gram_matrices
+from mirepoix.merging._repair import repair
 from mirepoix.merging._rule import Line, LinearRule, Piece, Rule
 from mirepoix.merging._running_mean import RunningMean
 from mirepoix.merging._slerp import Slerp
@@ -23,6 +26,8 @@ from mirepoix.merging._ties import Ties
 
 __all__ = [
     "EMA",
+    "Act",
+    "Alignment",
     "Average",
     "Check",
     "Dare",
@@ -39,14 +44,19 @@ __all__ = [
     "MergeReport",
     "MergekitRecipe",
     "ModelStock",
+    "PermutationGroup",
+    "PermutationSpec",
     "Piece",
+    "Recommendation",
     "RegMean",
     "Rule",
     "RunningMean",
     "Slerp",
     "TaskArithmetic",
     "Ties",
+    "activation_costs",
     "adapter_delta",
+    "align",
     "check_files",
     "fisher_diagonal",
     "gram_matrices",
@@ -55,6 +65,10 @@ __all__ = [
     "merge_files",
     "merge_into_base",
     "open_adapter",
+    "permutation_spec",
+    "permute",
     "read_mergekit",
+    "recommend_batch_norm",
     "reestimate_batch_norm",
+    "repair",
 ]

@@ -50,7 +50,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> dict[st
     .. math:: \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n-1} \sum_i (x_i - \mu)^2
 
     so larger batches weigh more, and the variance is the one within batches and between them. The layers'
-    momentum plays no part, and ``num_batches_tracked`` is the number of batches seen here.
+    momentum and what they had before play no part; ``num_batches_tracked`` goes on counting.
 
     Later layers see earlier ones normalised batch by batch, so a few large batches are better than many small
     ones: at least 1,000 samples in batches of at least 32 are advised.
@@ -72,7 +72,6 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> dict[st
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     moments = {name: _Moments() for name in layers}
     for name, layer in layers.items():
-        layer.reset_running_stats()
         layer.train()
         layer.register_forward_pre_hook(moments[name])
     with torch.no_grad():

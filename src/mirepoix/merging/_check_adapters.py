@@ -119,7 +119,9 @@ def _compare_bases(sources: Sequence[Source], found: Findings) -> None:
                 "adapter_config.json, or pass same_base=False to merge_adapters.",
             )
     same = len(group) == len(sources)
-    text = f"the base {expected!r}" if same else "several bases"
+    text = (
+        "several bases" if not same else f"the base {expected!r}" if expected else "a base they do not name"
+    )
     found.facts["start"] = {"known": len(sources), "same": same, "text": text}
 
 

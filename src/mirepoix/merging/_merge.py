@@ -430,7 +430,7 @@ class _Worker:
                 stored = narrow(planned.code, self._combine(planned, start, stop, measured))
         if self.job.check != "none":
             self._check_finite(planned, start, stop, stored)
-        return memoryview(stored).cast("B") if stored.size else memoryview(b"")
+        return stored.data.cast("B") if stored.size else memoryview(b"")
 
     def _combine(self, planned: Planned, start: int, stop: int, measured: Any) -> Array:
         if isinstance(measured, _Sum):

@@ -145,9 +145,8 @@ def align(
         True
 
     References:
-        Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023, algorithm 1. In that paper, in the
-        thesis behind this library and in Ramé et al. (2023, Model Ratatouille), networks that share their
-        pre-trained start are averaged as they are.
+        Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023, algorithm 1. Ramé et al., Model Ratatouille, 2023,
+        average networks that share their pre-trained start as they are.
     """
     if sweeps < 1 or restarts < 0:
         raise InputError(f"expected sweeps >= 1 and restarts >= 0, got {sweeps} and {restarts}.")

@@ -144,7 +144,7 @@ def permutation_spec(model: nn.Module, example_input: Tensor) -> PermutationSpec
         [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
 
     References:
-        Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023, section 3 and appendix A.
+        Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023, section 3.
     """
     import torch
 

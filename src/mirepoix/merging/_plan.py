@@ -264,7 +264,7 @@ def _widened(tensors: Iterable[Planned], sources: Sequence[Source]) -> str | Non
     found = []
     for planned in tensors:
         if planned.is_float and planned.rows is None:
-            codes = {}
+            codes: dict[str, str] = {}
             for i in planned.members:
                 if planned.name in sources[i]:
                     codes.setdefault(sources[i].code(planned.name), sources[i].label)

@@ -31,51 +31,51 @@ def repair(
 ) -> dict[str, Tensor]:
     r"""The average of some members, with the channel statistics that it should have (REPAIR).
 
-        For every channel of a linear or convolutional layer, with mean :math:`\mu` and standard deviation
-        :math:`\sigma` of its pre-activations over samples and pixels,
+    For every channel of a linear or convolutional layer, with mean :math:`\mu` and standard deviation
+    :math:`\sigma` of its pre-activations over samples and pixels,
 
-        .. math:: x \leftarrow \sum_i c_i \mu_i + \frac{\sum_i c_i \sigma_i}{\sigma} \, (x - \mu),
+    .. math:: x \leftarrow \sum_i c_i \mu_i + \frac{\sum_i c_i \sigma_i}{\sigma} \, (x - \mu),
 
-        folded back into the layer's weight and bias. Layers are treated in the order they run, each with those before
-        it already repaired, so that afterwards the statistics on these batches are the averaged ones. (In the paper
-        all layers are normalised batch by batch at once; that agrees only for a single batch.)
+    folded back into the layer's weight and bias. Layers are treated in the order they run, each with those before
+    it already repaired, so that afterwards the statistics on these batches are the averaged ones. (In the paper
+    all layers are normalised batch by batch at once; that agrees only for a single batch.)
 
-        The last layer, which writes the logits, is left as it is. A channel that is constant in the average cannot be
-        rescaled and is only shifted. Layers that run inside another module's own code, as the output layer of
-        ``torch.nn.MultiheadAttention``, and transposed convolutions are not seen. With batch norm in the network, its
-        statistics are measured again instead, which does the same: see `reestimate_batch_norm`.
+    The last layer, which writes the logits, is left as it is. A channel that is constant in the average cannot be
+    rescaled and is only shifted. Layers that run inside another module's own code, as the output layer of
+    ``torch.nn.MultiheadAttention``, and transposed convolutions are not seen. With batch norm in the network, its
+    statistics are measured again instead, against the same collapse: see `reestimate_batch_norm`.
 
-        This mends averages of networks that were trained apart, after `align`. It does not help where members share
-        their start and little has collapsed; nor have permutations so far.
+    This mends averages of networks that were trained apart, after `align`. Members that share their start collapse
+    little, and so far no alignment has made their average more accurate.
 
-        Args:
-            model: The network, to run weights in; it is not changed.
-            average: The weights to repair, torch or NumPy.
-            members: The weights it is the average of, in the order of the permutation it was made with.
-            batches: As for `reestimate_batch_norm`; kept in memory, as each layer needs them.
-            coefficients: Of the members; equal if not given.
+    Args:
+        model: The network, to run weights in; it is not changed.
+        average: The weights to repair, torch or NumPy.
+        members: The weights it is the average of, in the order of the permutation it was made with.
+        batches: As for `reestimate_batch_norm`; kept in memory, as each layer needs them.
+        coefficients: Of the members; equal if not given.
 
-        Returns:
-            The repaired weights, on the CPU.
+    Returns:
+        The repaired weights, on the CPU.
 
-        Raises:
-            InputError: Without members or data; when coefficients do not fit; when a layer has no bias to shift,
-                runs twice in one forward pass or shares its weights with another.
+    Raises:
+        InputError: Without members or data; when coefficients do not fit; when a layer has no bias to shift,
+            runs twice in one forward pass or shares its weights with another.
 
-        Example:
-            >>> import torch
-            >>> from mirepoix import average
-            >>> from mirepoix.merging._permutation import as_tensors
-    from mirepoix.types import Batch
-            >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 1))
-            >>> a, b = ({**model.state_dict(), "0.weight": torch.tensor([[w]])} for w in (1.0, -0.5))
-            >>> images, zeros = torch.tensor([[-1.0], [1.0]]), torch.zeros(2)
-            >>> theta = repair(model, average([a, b]), [a, b], [Batch(images, zeros, zeros)])
-            >>> theta["0.weight"]  # the average varied by 0.25, the members by 0.75 on average
-            tensor([[0.7500]])
+    Example:
+        >>> import torch
+        >>> from mirepoix import average
+        >>> from mirepoix.types import Batch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 1))
+        >>> a, b = ({**model.state_dict(), "0.weight": torch.tensor([[w]])} for w in (1.0, -0.5))
+        >>> images, zeros = torch.tensor([[-1.0], [1.0]]), torch.zeros(2)
+        >>> theta = repair(model, average([a, b]), [a, b], [Batch(images, zeros, zeros)])
+        >>> theta["0.weight"]  # the average varied by 0.25, the members by 0.75 on average
+        tensor([[0.7500]])
 
-        References:
-            Jordan, Sedghi, Saukh, Entezari and Neyshabur, REPAIR, 2023, section 3, equations 2 and 3.
+    References:
+        Jordan, Sedghi, Saukh, Entezari and Neyshabur, REPAIR: REnormalizing Permuted
+        Activations for Interpolation Repair, 2023.
     """
     import torch
 
