@@ -209,7 +209,8 @@ def in_turns(table: Table, turns: int, warm: bool) -> None:
             counted = f"turn {turn + 1 - warm}/{turns}" if turn >= warm else "warm-up"
             print(f"  {counted}  {row.inputs}, {row.program}: {row.seconds[-1]:.3f} s", file=sys.stderr)
             if turn < warm:
-                row.seconds.clear(), row.processor.clear(), row.peaks.clear()
+                for kept in (row.seconds, row.processor, row.peaks):
+                    kept.clear()
 
 
 def step(name: str, *arguments: object) -> list[str]:
