@@ -10,8 +10,6 @@ from tests.cli.conftest import call
 from tests.merging.check_samples import network, write
 from tests.merging.lora_files import arrays, save
 
-from mirepoix.cli import _check
-
 
 def test_yes_is_code_0_with_what_was_seen_and_what_to_do(tmp_path):
     paths = write(tmp_path, {"a": network(0), "b": network(1)})
@@ -97,16 +95,6 @@ def test_adapters_are_summed_up(tmp_path):
     assert "adapters    4 layers, rank 2, alpha 3, rslora; exact soup of rank 4" in out
     assert "start       the base 'some/base'" in out
     assert out.endswith("2 adapters can be averaged.\nAverage them: mirepoix soup ... -o FOLDER\n")
-
-
-def test_a_bar_is_shown_on_a_terminal_only(monkeypatch):
-    with _check.bytes_bar("reading") as progress:
-        assert progress is None
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with _check.bytes_bar("reading", wanted=False) as progress:
-        assert progress is None
-    with _check.bytes_bar("reading") as progress:
-        progress(1, 2)
 
 
 @pytest.mark.parametrize("verb", ["check", "inspect", "convert"])

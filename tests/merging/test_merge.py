@@ -302,3 +302,42 @@ def test_what_is_no_set_of_members_is_refused(members, message):
 def test_options_are_checked(option, value):
     with pytest.raises(InputError, match=f"{option}: expected one of"):
         merge([{"w": np.zeros(1)}], **{option: value})
+
+
+@pytest.mark.parametrize(
+    "rule", [Average(), Average([0.2, 0.8]), TaskArithmetic([0.5, 0.3]), ExponentialAverage(0.9)]
+)
+def test_many_small_tensors_side_by_side_are_merged_as_if_apart(rule, tmp_path):
+    rng = np.random.default_rng(0)
+    names = [
+        f"layer{i}.{kind}" for i in range(30) for kind in ("weight", "bias", "running_var", "running_mean")
+    ]
+    members = [
+        {name: rng.random(1 + 7 * (i % 5)).astype(np.float32) for i, name in enumerate(names)}
+        for _ in range(3)
+    ]
+    for i, theta in enumerate(members):
+        write_weights(tmp_path / f"{i}.safetensors", theta)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    expected = merge(members[:2], rule, base=members[2])
+    for options in ({}, {"chunk": 5}, {"max_shard": 300}, {"check": "inputs"}):
+        merge_files(paths, tmp_path / "o.safetensors", rule, base=tmp_path / "2.safetensors", **options)
+        out = tmp_path / ("o.safetensors.index.json" if "max_shard" in options else "o.safetensors")
+        found = open_weights(out, framework="numpy")
+        for name, x in expected.items():
+            np.testing.assert_array_equal(found[name], x, err_msg=f"{name} {options}")
+
+
+def test_a_bad_entry_among_many_small_tensors_is_named(tmp_path):
+    good = {f"t{i}": np.ones(3, np.float32) for i in range(9)}
+    write_weights(tmp_path / "a.safetensors", good)
+    write_weights(tmp_path / "b.safetensors", good | {"t4": np.float32([1, np.nan, 1])})
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    with pytest.raises(InputError, match=r"'t4' of the result is not finite: .*b.safetensors holds NaN"):
+        merge_files(paths, tmp_path / "o.safetensors")
+    with pytest.raises(InputError, match=r"b.safetensors: 't4' holds NaN"):
+        merge_files(
+            [tmp_path / "a.safetensors", tmp_path / "b.safetensors"],
+            tmp_path / "o.safetensors",
+            check="inputs",
+        )

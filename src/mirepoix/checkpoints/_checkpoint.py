@@ -138,11 +138,22 @@ class Checkpoint(Mapping[str, Any]):
         self._fill(name, entry, data.data)
         return RawTensor(entry.code, entry.shape, data.data)
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+    def place(self, name: str) -> tuple[int, int] | None:
+        """Number of the file and first byte of a tensor that lies there in C order; None for others."""
+        entry = self._entries[name]
+        return None if self._loaded is not None or entry.strides is not None else (entry.file, entry.start)
+
+    def read_into(self, name: str, start: int, buffer: memoryview, *, beyond: bool = False) -> None:
         """Fill a buffer with bytes of a tensor, from its byte ``start`` on, in C order and little endian.
 
         A tensor that does not lie in C order (a transposed view in a torch file) is read whole at its first
         part and kept until another such tensor is read, or `close`.
+
+        Args:
+            name: The tensor.
+            start: The first byte of it to read.
+            buffer: Where to, whole.
+            beyond: Go on into what follows the tensor in its file, whose `place` is known to be right behind.
 
         Raises:
             ValueError: If the tensor has no bytes there.
@@ -150,7 +161,7 @@ class Checkpoint(Mapping[str, Any]):
         """
         entry = self._entries[name]
         buffer = buffer.cast("B")
-        if not 0 <= start <= entry.nbytes - len(buffer):
+        if start < 0 or (start + len(buffer) > entry.nbytes and not beyond):
             raise ValueError(
                 f"{self.path}: {name}: expected bytes within 0 to {entry.nbytes}, got {start} to {start + len(buffer)}."
             )

@@ -136,10 +136,15 @@ class WeightsWriter:
             raise
         return self
 
-    def write(self, name: str, start: int, data: memoryview) -> None:
-        """Write bytes of a tensor, ``start`` bytes after its first."""
+    def place(self, name: str) -> tuple[int, int]:
+        """Number of the file and first byte of a tensor."""
+        return self._places[name][:2]
+
+    def write(self, name: str, start: int, data: memoryview, *, beyond: bool = False) -> None:
+        """Write bytes of a tensor, ``start`` bytes after its first; ``beyond`` also of those that follow it."""
         shard, first, size = self._places[name]
-        assert 0 <= start <= size - data.nbytes, f"{name}: {start} + {data.nbytes} > {size}"
+        assert start >= 0, name
+        assert beyond or start + data.nbytes <= size, f"{name}: {start} + {data.nbytes} > {size}"
         self._pwrite(shard, first + start, data)
         with self._lock:
             self._written += data.nbytes

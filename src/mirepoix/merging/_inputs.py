@@ -57,9 +57,10 @@ def wide_dtype(codes: Sequence[str]) -> type[np.floating[Any]]:
 
 def widen(code: str, stored: Array, out: Array) -> Array:
     """Write the values of stored entries into ``out``, float32 or float64, exactly."""
-    if code == "BF16":
-        bits = stored.astype(np.uint32) << np.uint32(16)
-        out[...] = bits.view(np.float32)
+    if code == "BF16" and out.dtype == np.float32:
+        np.left_shift(stored, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+    elif code == "BF16":
+        out[...] = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     elif code in FLOAT8:
         out[...] = _float8(code)[stored]
     else:
@@ -154,8 +155,19 @@ class Source:
         """The shape."""
         return self._kind(name)[1]
 
-    def stored(self, name: str, start: int, stop: int, buffer: memoryview | None = None) -> Array:
-        """Entries as they are stored (bfloat16 as uint16); with a ``buffer``, valid until it is used again."""
+    def place(self, name: str) -> tuple[int, int] | None:
+        """Where a tensor lies in the files of this member; None for what does not lie in a file in order."""
+        if self.checkpoint is None or name not in self._old:
+            return None
+        return self.checkpoint.place(self._old[name])
+
+    def stored(
+        self, name: str, start: int, stop: int, buffer: memoryview | None = None, *, beyond: bool = False
+    ) -> Array:
+        """Entries as they are stored (bfloat16 as uint16); with a ``buffer``, valid until it is used again.
+
+        With ``beyond``, entries may be those of tensors that follow in the file.
+        """
         name = name if name in self._old else self.tied[name]
         code = self._kind(name)[0]
         size = DTYPES[code][1]
@@ -164,7 +176,7 @@ class Source:
             data = self._content(name).data[first : first + count]
         else:
             data = memoryview(bytearray(count)) if buffer is None else buffer[:count]
-            self.checkpoint.read_into(self._old[name], first, data)
+            self.checkpoint.read_into(self._old[name], first, data, beyond=beyond)
         return np.frombuffer(data, STORED.get(code, "u1"))
 
     def wide(

@@ -123,7 +123,7 @@ def merge(
     try:
         content = {name: np.empty(planned.nbytes, np.uint8) for name, planned in job.plan.tensors.items()}
 
-        def write(name: str, start: int, data: memoryview) -> None:
+        def write(name: str, start: int, data: memoryview, *, beyond: bool = False) -> None:
             content[name].data[start : start + data.nbytes] = data
 
         job.execute(write, chunk, workers, None)
@@ -179,7 +179,7 @@ def merge_files(
             texts["mirepoix.aliases"] = json.dumps(job.plan.aliases)
         layout = {name: (planned.code, planned.shape) for name, planned in job.plan.tensors.items()}
         with WeightsWriter(out, layout, metadata=texts, max_shard=max_shard) as writer:
-            job.execute(writer.write, chunk, workers, progress)
+            job.execute(writer.write, chunk, workers, progress, writer)
     finally:
         job.close()
     floats = sum(planned.is_float for planned in job.plan.tensors.values())
@@ -293,14 +293,18 @@ class _Job:
 
     def execute(
         self,
-        write: Callable[[str, int, memoryview], None],
+        write: Callable[..., None],
         chunk: int | None,
         workers: int,
         progress: Callable[[int, int], None] | None,
+        writer: WeightsWriter | None = None,
     ) -> None:
         """Combine all tensors and hand their bytes to ``write``, from several threads."""
         survey = self.rule.survey(_Inputs(self))
-        pieces = self._pieces(survey, chunk)
+        jobs = self._jobs(survey)
+        if writer is not None and isinstance(self.rule, LinearRule) and self.check != "inputs":
+            jobs = self._joined(jobs, writer)
+        pieces = self._pieces(jobs, chunk)
         lock, stop = threading.Lock(), threading.Event()
         errors: list[BaseException] = []
         done = 0
@@ -316,7 +320,7 @@ class _Job:
                         return
                     planned, start, end, measured = job
                     data = worker.piece(planned, start, end, measured)
-                    write(planned.name, start * DTYPES[planned.code][1], data)
+                    write(planned.name, start * DTYPES[planned.code][1], data, beyond=bool(planned.run))
                     with lock:
                         done += data.nbytes * (len(planned.members) + planned.base)
             except BaseException as error:
@@ -346,8 +350,8 @@ class _Job:
                 stacklevel=3,
             )
 
-    def _pieces(self, survey: Any, chunk: int | None) -> Iterator[tuple[Planned, int, int, Any]]:
-        """Tensors in the order of the output, cut into pieces; each is measured when its turn comes."""
+    def _jobs(self, survey: Any) -> Iterator[tuple[Planned, Any]]:
+        """Tensors in the order of the output; each is measured when its turn comes."""
         for planned in self.plan.tensors.values():
             measured = None
             if planned.is_float:
@@ -355,6 +359,49 @@ class _Job:
                 if isinstance(self.rule, LinearRule):
                     line = self.rule.line(planned.name, len(self.labels), measured)
                     measured = _sum_of(_among(line, planned.members, len(self.labels)), planned, self)
+            yield planned, measured
+
+    def _joined(
+        self, jobs: Iterator[tuple[Planned, Any]], writer: WeightsWriter
+    ) -> Iterator[tuple[Planned, Any]]:
+        """The same, with tensors that lie side by side in every file, and mean the same numbers, as one.
+
+        Networks have many small tensors; reading each apart costs more than averaging it.
+        """
+        pending: list[Planned] = []
+        numbers: Any = None
+        for planned, measured in sorted(jobs, key=lambda job: writer.place(job[0].name)):
+            # What may have to be raised to 0 must be known by its name.
+            apart = measured != numbers or (isinstance(measured, _Sum) and measured.clamp)
+            if pending and (apart or not self._side_by_side(pending[-1], planned, writer)):
+                yield _run_of(pending), numbers
+                pending = []
+            pending.append(planned)
+            numbers = measured
+        if pending:
+            yield _run_of(pending), numbers
+
+    def _side_by_side(self, a: Planned, b: Planned, writer: WeightsWriter) -> bool:
+        if a.code != b.code or not a.is_float or a.rows or b.rows:
+            return False
+        if a.members != b.members or a.base != b.base or not a.size or not b.size:
+            return False
+        owners = [self.sources[i] for i in a.members] + ([self.base] if a.base and self.base else [])
+        ends = [(source.place(a.name), source.place(b.name), source) for source in owners]
+        for first, second, source in ends:
+            if first is None or second is None or source.code(a.name) != source.code(b.name):
+                return False
+            step = a.size * DTYPES[source.code(a.name)][1]
+            if second != (first[0], first[1] + step):
+                return False
+        shard, start = writer.place(a.name)
+        return writer.place(b.name) == (shard, start + a.nbytes)
+
+    def _pieces(
+        self, jobs: Iterator[tuple[Planned, Any]], chunk: int | None
+    ) -> Iterator[tuple[Planned, int, int, Any]]:
+        """Tensors cut into pieces."""
+        for planned, measured in jobs:
             if not planned.is_float or (self.rule.whole and planned.size):
                 yield planned, 0, planned.size, measured
                 continue
@@ -363,6 +410,13 @@ class _Job:
                 size = max(4096, min(CHUNK, ROOM // (8 * (len(planned.members) + 2))))
             for start in range(0, planned.size, size):
                 yield planned, start, min(start + size, planned.size), measured
+
+
+def _run_of(row: list[Planned]) -> Planned:
+    if len(row) == 1:
+        return row[0]
+    size = sum(planned.size for planned in row)
+    return replace(row[0], shape=(size,), run=tuple(planned.name for planned in row))
 
 
 @dataclass(frozen=True)
@@ -423,7 +477,7 @@ class _Worker:
         # Overflow and NaN are judged on the result, with the name of the tensor, and not by NumPy.
         with np.errstate(all="ignore"):
             if isinstance(measured, _Sum) and measured.copies:
-                stored = self._stored(measured.terms[0][1], planned.name, start, stop)
+                stored = self._stored(measured.terms[0][1], planned.name, start, stop, bool(planned.run))
             elif planned.rows is not None:
                 stored = narrow(planned.code, self._rows(planned, start, stop, measured))
             else:
@@ -453,19 +507,19 @@ class _Worker:
 
     def _line(self, planned: Planned, start: int, stop: int, line: _Sum) -> Array:
         """`LinearRule.combine` with one running sum; equal entries stay what they are."""
-        name, count, dtype = planned.name, stop - start, line.dtype
+        name, count, dtype, beyond = planned.name, stop - start, line.dtype, bool(planned.run)
         total = self.buffer("total", count, dtype)
         first = equal = None
         for number, (coefficient, source) in enumerate(line.terms):
             if number == 0:
-                self._read(source, name, start, stop, dtype, "total")
+                self._read(source, name, start, stop, dtype, "total", beyond)
                 if line.watch:
                     first = self.buffer("first", count, dtype)
                     first[...] = total
                 if coefficient != 1:
                     total *= dtype(coefficient)
                 continue
-            x = self._read(source, name, start, stop, dtype, "term")
+            x = self._read(source, name, start, stop, dtype, "term", beyond)
             if first is not None:
                 same = _bits(x) == _bits(first)
                 equal = same if equal is None else equal & same
@@ -502,13 +556,15 @@ class _Worker:
             out[middle - start :] = self.buffer("rest", stop - middle, out.dtype.type)
         return out
 
-    def _stored(self, source: Source, name: str, start: int, stop: int) -> Array:
+    def _stored(self, source: Source, name: str, start: int, stop: int, beyond: bool = False) -> Array:
         buffer = self.buffer("stored", (stop - start) * DTYPES[source.code(name)][1], np.uint8)
-        return source.stored(name, start, stop, buffer.data)
+        return source.stored(name, start, stop, buffer.data, beyond=beyond)
 
-    def _read(self, source: Source, name: str, start: int, stop: int, dtype: Any, key: Any) -> Array:
+    def _read(
+        self, source: Source, name: str, start: int, stop: int, dtype: Any, key: Any, beyond: bool = False
+    ) -> Array:
         code = source.code(name)
-        stored = self._stored(source, name, start, stop)
+        stored = self._stored(source, name, start, stop, beyond)
         if self.job.check == "inputs" and not np.isfinite(_floats(code, stored)).all():
             raise InputError(
                 f"{source.label}: {name!r} holds NaN or infinity. Leave this member out, or pass check='none'."
@@ -516,19 +572,28 @@ class _Worker:
         return widen(code, stored, self.buffer(key, stop - start, dtype))
 
     def _check_finite(self, planned: Planned, start: int, stop: int, stored: Array) -> None:
-        if bool(np.isfinite(_floats(planned.code, stored)).all()):
+        finite = np.isfinite(_floats(planned.code, stored))
+        if bool(finite.all()):
             return
+        name, entry = self._locate(planned, start + int(np.flatnonzero(~finite)[0]))
         for i in planned.members:
             source = self.job.sources[i]
-            end = min(stop, int(np.prod(source.shape(planned.name), dtype=np.int64)))
-            if start < end and not np.isfinite(source.wide(planned.name, start, end)).all():
+            rows_here = entry < math.prod(source.shape(name))
+            if rows_here and not np.isfinite(source.wide(name, entry, entry + 1)).all():
                 why = f"{source.label} holds NaN or infinity there; leave it out"
                 break
         else:
             why = "all members are finite there, so the sum or the dtype of the result overflows; use a wider dtype"
-        raise InputError(
-            f"{planned.name!r} of the result is not finite: {why}, or pass check='none' (--check none)."
-        )
+        raise InputError(f"{name!r} of the result is not finite: {why}, or pass check='none' (--check none).")
+
+    def _locate(self, planned: Planned, entry: int) -> tuple[str, int]:
+        """Name of the tensor of a run that an entry belongs to, and its place in it."""
+        for name in planned.run:
+            size = self.job.plan.tensors[name].size
+            if entry < size:
+                return name, entry
+            entry -= size
+        return planned.name, entry
 
 
 def _integers(job: _Job, planned: Planned) -> memoryview:

@@ -33,6 +33,8 @@ class Planned:
         members: Numbers of the members that hold it.
         base: Whether the base holds it.
         rows: Rows of the base and of every member that holds it, where they differ.
+        run: Names of a row of tensors that lie one after another wherever they are and are merged as one, of
+            which this is the first, with the shape of all.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Planned:
     members: tuple[int, ...]
     base: bool
     rows: tuple[int, ...] | None = None
+    run: tuple[str, ...] = ()
 
     @property
     def is_float(self) -> bool:
