@@ -6,12 +6,15 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import mirepoix
+import mirepoix.merging
 
 PACKAGE = Path(mirepoix.__file__).parent
 
 LEVELS = [
-    {"types", "seeds"},
+    {"types", "seeds", "lazy"},
     {"weights", "checkpoints", "data", "models", "predictions"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
     {"training", "store", "recipe"},
@@ -75,21 +78,42 @@ def test_the_page_of_equations_imports_types_and_weights_only():
 
 
 def test_files_in_a_room_are_private_and_contents_lists_have_no_code():
+    allowed = ("__all__", "_PLACES", "(__getattr__, __dir__)")
     for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()):
         for path in folder.rglob("*.py"):
             assert path.name.startswith("_"), path
         tree = ast.parse((folder / "__init__.py").read_text())
         for node in tree.body:
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            assert is_docstring or is_all or isinstance(node, ast.ImportFrom), ast.unparse(node)
+            is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in allowed
+            is_import = isinstance(node, ast.ImportFrom) or (
+                isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            )
+            assert is_docstring or is_list or is_import, ast.unparse(node)
+
+
+@pytest.mark.parametrize("package", [mirepoix, mirepoix.merging], ids=lambda package: package.__name__)
+def test_a_contents_list_read_late_says_the_same_three_times(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    named = {
+        alias.name: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {name: f"{package.__name__}.{place}" for name, place in package._PLACES.items()} == named
+    assert set(package.__all__) - {"__version__"} == set(named)
+    for name in named:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
 
 
 def test_every_public_name_is_found_and_documented():
     for name in mirepoix.__all__:
         value = getattr(mirepoix, name)
         assert name in ("__version__", "MILD", "EXTREME") or value.__doc__, name
-    assert set(mirepoix._PLACES) == set(mirepoix.__all__) - {"__version__"}
 
 
 def in_fresh_process(code: str) -> str:

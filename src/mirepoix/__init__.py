@@ -6,8 +6,9 @@ The public names are gathered here by what they are for. They are imported when 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mirepoix.lazy import contents
 
 if TYPE_CHECKING:
     from mirepoix.checkpoints import open_weights, write_weights
@@ -122,11 +123,4 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'mirepoix' has no attribute {name!r}")
-    return getattr(import_module(f"mirepoix.{_PLACES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = contents(__name__, _PLACES)
