@@ -103,7 +103,10 @@ def record_of(description: Description, report: MergeReport, out: Path, command:
         "base": _relative(description.base, here) if description.base else None,
         "options": dict(description.options),
         **({"adapters": dict(description.adapters)} if description.adapters is not None else {}),
-        "inputs": {_relative(path, here): _digests(path) for path in dict.fromkeys(inputs)},
+        "inputs": {
+            _relative(path, here): _digests(path, report.inputs.get(str(Path(path))))
+            for path in dict.fromkeys(inputs)
+        },
         "result": {"name": out.name, "files": _digests_of(report.files)},
         "notes": list(report.notes),
         "command": command,
@@ -183,11 +186,10 @@ def _relative(path: str, here: Path) -> str:
     return os.path.relpath(os.path.realpath(path), here)
 
 
-def _digests(path: str) -> dict[str, Any]:
+def _digests(path: str, files: Sequence[Path] | None = None) -> dict[str, Any]:
     from mirepoix.checkpoints import open_weights
 
-    opened = open_weights(path, framework="numpy")
-    return _digests_of(getattr(opened, "files", (Path(path),)))
+    return _digests_of(open_weights(path, framework="numpy").files if files is None else files)
 
 
 def _digests_of(files: Sequence[Path]) -> dict[str, Any]:

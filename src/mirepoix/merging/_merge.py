@@ -49,6 +49,7 @@ class MergeReport:
 
     Attributes:
         files: The files written.
+        inputs: The files that were read, by the path of the member (or base) they belong to.
         tensors: Number of float tensors combined.
         integers: Number of integer tensors copied or chosen.
         aliases: Names of tied weights, each with the name that was written.
@@ -66,6 +67,7 @@ class MergeReport:
     bytes_written: int
     seconds: float
     notes: tuple[str, ...] = field(default=())
+    inputs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def merge(
@@ -192,6 +194,11 @@ def merge_files(
         bytes_written=writer.nbytes,
         seconds=time.perf_counter() - started,
         notes=tuple(job.plan.notes),
+        inputs={
+            str(source.checkpoint.path): source.checkpoint.files
+            for source in job.everyone
+            if source.checkpoint is not None
+        },
     )
 
 
