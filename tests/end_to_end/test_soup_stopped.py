@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mirepoix.merging import Ties, merge
+
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):
@@ -51,11 +53,15 @@ def test_a_killed_soup_leaves_nothing_under_its_name(delay, members, tmp_path):
     time.sleep(delay)
     process.kill()
     process.communicate()
-    if (tmp_path / "soup.safetensors").exists():
-        assert len(load_file(tmp_path / "soup.safetensors")) == 5
+    if (tmp_path / "soup.safetensors").exists():  # then whole, and the only possible one
+        whole = merge(members, Ties(), base=members[0])
+        found = load_file(tmp_path / "soup.safetensors")
+        assert all(torch.equal(found[name], x) for name, x in whole.items())
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_stopped_soup_leaves_nothing_and_says_so(sent, code, members, tmp_path):
     process = soup(members, tmp_path / "soup.safetensors")
     started(tmp_path, process)
@@ -67,7 +73,26 @@ def test_a_stopped_soup_leaves_nothing_and_says_so(sent, code, members, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_soup_without_room_says_so_and_leaves_nothing(members, tmp_path):
+def test_a_soup_on_a_full_disk_says_so_and_leaves_nothing(members, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=10m", "none", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        process = soup(members, disk / "soup.safetensors")
+        _, said = process.communicate()
+        assert process.returncode == 2
+        assert f"{disk}/soup.safetensors: No space left on device: there is no room left." in said
+        assert "nothing was written" in said
+        assert os.listdir(disk) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_too_large_for_its_place_says_so_and_leaves_nothing(members, tmp_path):
     def limit():
         import resource
 
@@ -77,6 +102,19 @@ def test_a_soup_without_room_says_so_and_leaves_nothing(members, tmp_path):
     process = soup(members, tmp_path / "soup.safetensors", preexec_fn=limit)
     _, said = process.communicate()
     assert process.returncode == 2
-    assert "soup.safetensors" in said
-    assert "there is no room left. Free some, and run the same command again; nothing was written." in said
+    assert "soup.safetensors: File too large: no file may be so large there." in said
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_soup_left_is_gone_after_the_next(members, tmp_path):
+    process = soup(members, tmp_path / "soup.safetensors")
+    started(tmp_path, process)
+    process.kill()
+    process.communicate()
+    left = list(tmp_path.glob(".*.tmp"))
+    assert soup(
+        members,
+        tmp_path / "soup.safetensors",
+    ).communicate()[0]
+    assert left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["soup.json", "soup.safetensors"]

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirepoix.cli._carry_out import Description, copy_companions, new_folder
+from mirepoix.cli._carry_out import Description, copy_companions
+from mirepoix.cli._staging import is_file_name
 from mirepoix.types import InputError
 
 if TYPE_CHECKING:
     from mirepoix.merging import LoraReport, MergeReport
 
-__all__ = ["carry_out_adapters"]
+__all__ = ["MODES", "make_of_adapters"]
 
 MODES = ("cat", "svd", "factor", "dense")
 
 
-def carry_out_adapters(description: Description, out: Path) -> MergeReport:
-    """Merge adapter folders as `Description.adapters` says; whole or not at all."""
+def make_of_adapters(description: Description, folder: Path, out: Path) -> MergeReport:
+    """Merge adapter folders as `Description.adapters` says, into a folder that is to become ``out``."""
     from mirepoix.merging import MergeReport
 
     started = time.perf_counter()
@@ -30,17 +30,25 @@ def carry_out_adapters(description: Description, out: Path) -> MergeReport:
     if mode not in MODES:
         raise InputError(f"--lora: expected one of {', '.join(MODES)}, got {mode!r}.")
     coefficients = _coefficients(description)
-    report = (
-        _dense(description, out, coefficients) if mode == "dense" else _merged(description, out, coefficients)
-    )
-    notes = [f"left out, value heads: {', '.join(report.dropped)}"] if report.dropped else []
+    notes: list[str] = []
+    if mode == "dense":
+        report, more = _dense(description, folder, out, coefficients)
+        notes += more
+    else:
+        report = _merged(description, folder, out, coefficients)
+    if report.dropped:
+        notes.append(f"left out, value heads: {', '.join(report.dropped)}")
     if report.lost_energy > 0:
         notes.append(
             f"{mode}: {100 * report.lost_energy:.3g} % of the squared length of the exact change is lost"
         )
-    files = _written(report.path)
+    files = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.name.endswith((".safetensors", "adapter_config.json"))
+    ]
     return MergeReport(
-        files=files,
+        files=tuple(files),
         tensors=len(report.layers),
         integers=0,
         aliases={},
@@ -60,8 +68,12 @@ def _coefficients(description: Description) -> list[Any] | None:
             f"--method {' '.join([description.method, *given])}: adapters are averaged, with --coefficients and "
             "--no-normalize. For other rules merge each into its base first (--lora dense --base BASE)."
         )
-    if values is None or not normalize:
-        return None if values is None else list(values)
+    if values is None:
+        if not normalize:
+            raise InputError("--no-normalize: adapters then need --coefficients.")
+        return None
+    if not normalize:
+        return list(values)
     if not all(isinstance(value, int | float) for value in values):
         raise InputError("--coefficients-for: needs --no-normalize where adapters are merged.")
     total = math.fsum(values)
@@ -72,43 +84,41 @@ def _coefficients(description: Description) -> list[Any] | None:
     return [value / total for value in values]
 
 
-def _merged(description: Description, out: Path, coefficients: Sequence[Any] | None) -> LoraReport:
+def _merged(
+    description: Description, folder: Path, out: Path, coefficients: Sequence[Any] | None
+) -> LoraReport:
     from mirepoix.merging import merge_adapters
 
     assert description.adapters is not None
-    if out.suffix:
-        raise InputError(
-            f"{out}: expected a folder for the merged adapter (no suffix); --lora dense writes weights."
-        )
-    options = _only(description.options, ("dtype",), description.adapters["mode"])
-    return merge_adapters(
+    if is_file_name(out):
+        raise InputError(f"{out}: expected a folder for the merged adapter; --lora dense writes weights.")
+    if description.base is not None:
+        raise InputError("--base: only --lora dense uses one. Leave it out.")
+    report = merge_adapters(
         description.members,
-        out,
+        folder / "adapter",
         coefficients,
         mode=description.adapters["mode"],
         rank=description.adapters.get("rank"),
-        overwrite=True,  # what may not be replaced was refused before
-        **options,
+        **_only(description.options, ("dtype",), description.adapters["mode"]),
     )
+    for file in (folder / "adapter").iterdir():
+        file.rename(folder / file.name)
+    (folder / "adapter").rmdir()
+    return report
 
 
-def _dense(description: Description, out: Path, coefficients: Sequence[Any] | None) -> LoraReport:
+def _dense(
+    description: Description, folder: Path, out: Path, coefficients: Sequence[Any] | None
+) -> tuple[LoraReport, list[str]]:
     from mirepoix.merging import merge_into_base
 
-    base = description.base
-    if base is None:
+    if description.base is None:
         raise InputError("--lora dense: needs the weights of the base model. Pass --base.")
     options = _only(description.options, ("rename", "max_shard"), "dense")
-
-    def write(file: Path) -> LoraReport:
-        return merge_into_base(base, description.members, file, coefficients, overwrite=True, **options)
-
-    if out.suffix:
-        return write(out)
-    with new_folder(out) as folder:
-        copy_companions(Path(base), folder, None)
-        report = write(folder / "model.safetensors")
-    return replace(report, path=out / "model.safetensors")
+    name = out.name if is_file_name(out) else "model.safetensors"
+    report = merge_into_base(description.base, description.members, folder / name, coefficients, **options)
+    return report, [] if is_file_name(out) else copy_companions([description.base], folder)
 
 
 def _only(options: Mapping[str, Any], allowed: Sequence[str], mode: str) -> dict[str, Any]:
@@ -116,12 +126,3 @@ def _only(options: Mapping[str, Any], allowed: Sequence[str], mode: str) -> dict
         if name not in allowed:
             raise InputError(f"--{name.replace('_', '-')}: --lora {mode} does not take it.")
     return dict(options)
-
-
-def _written(path: Path) -> tuple[Path, ...]:
-    """The files of a result: an adapter's two, or those of weights."""
-    if path.is_dir():
-        return (path / "adapter_config.json", path / "adapter_model.safetensors")
-    if path.is_file():
-        return (path,)
-    return tuple(sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")))

@@ -59,7 +59,8 @@ app.info.help = "Train several fine-tunings from one start, average or ensemble 
 def main() -> None:
     """Run the command line: exit code 2 and one message for what a person can mend."""
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _end)  # so that temporary files are removed
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _end)  # so that temporary files are removed
     # A job that is long remembers what it has done; the other verbs have written nothing until they end.
     continues = sys.argv[1:2] == ["run"]
     try:
@@ -77,7 +78,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno == errno.EFBIG:
+            advice = "no file may be so large there. Choose another place, or cut the result (soup: --max-shard 2GB)."
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "there is no room left. Free some, and run the same command again"
             advice += ": it continues." if continues else "; nothing was written."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

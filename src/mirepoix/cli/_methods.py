@@ -89,9 +89,9 @@ def rule_of(method: str, parameters: Mapping[str, Any]) -> Rule:
     entry = METHODS[method]
     for name in parameters:
         if name not in entry.takes:
-            flag = name.replace("_", "-")
             raise InputError(
-                f"--{flag}: {method} does not take it. It takes: {', '.join(entry.takes) or 'nothing'}."
+                f"--{name.replace('_', '-')}: {method} does not take it. It takes: {', '.join(entry.takes)}; what has "
+                "no option of its own goes by --set KEY=VALUE."
             )
     for name in entry.needs:
         if name not in parameters:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from mirepoix.cli._bytes import bytes_bar
-from mirepoix.cli._carry_out import Description, carry_out, record_file, record_of
+from mirepoix.cli._carry_out import Description, Opened, make, open_inputs, record_of
 from mirepoix.cli._methods import METHODS, SELECTIONS
+from mirepoix.cli._staging import check_out, is_file_name, publish, record_file, refuse_inputs, staging
 from mirepoix.types import InputError
 
 __all__ = ["soup"]
@@ -77,6 +76,15 @@ def soup(
     grams: Annotated[
         list[Path] | None, typer.Option(help="regmean: one file per checkpoint.", rich_help_panel=_RULE)
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other parameter of the rule, such as on=delta.",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow coefficients outside [0, 1].", rich_help_panel=_RULE)
     ] = False,
@@ -110,8 +118,11 @@ def soup(
         typer.Option(help="Images of the built-in score, one folder per class.", rich_help_panel=_SCORE),
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Of the built-in score: accuracy or nll.", rich_help_panel=_SCORE)
-    ] = "accuracy",
+        str | None,
+        typer.Option(
+            help="Of the built-in score: accuracy or nll. [default: accuracy]", rich_help_panel=_SCORE
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="greedy: only keep what raises the score.", rich_help_panel=_SCORE),
@@ -136,6 +147,12 @@ def soup(
     check: Annotated[
         str, typer.Option(help="NaN and infinity: output, inputs, none.", rich_help_panel=_WHAT)
     ] = "output",
+    container: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the weights are in torch files: state_dict, model, ...", rich_help_panel=_WHAT
+        ),
+    ] = None,
     names: Annotated[
         str, typer.Option(help="strict, intersection, union.", rich_help_panel=_WHAT)
     ] = "strict",
@@ -181,14 +198,15 @@ def soup(
     parameters = {name: value for name, value in given.items() if value is not None}
     if rescale is not None:
         parameters["rescale"] = None if rescale == "none" else rescale
+    parameters |= dict(_setting(text) for text in settings or [])
     options = _options(dtype, integers, check, names, rename, rows, untie, upcast, max_shard)
     members = [str(path) for path in checkpoints or []]
     start = str(base) if base else None
     notes: Sequence[str] = ()
     if recipe is not None:
-        if members or parameters or method != "average" or coefficients:
+        if members or parameters or method != "average" or coefficients or coefficients_for or start:
             raise InputError(
-                f"{recipe}: a recipe names checkpoints, method and parameters; give it alone, with -o."
+                f"{recipe}: a recipe names checkpoints, base, method and parameters; give it alone, with -o."
             )
         from mirepoix.merging import read_mergekit
 
@@ -199,14 +217,13 @@ def soup(
             dict(read.parameters),
             read.notes,
         )
-        start = start or read.base
+        start = read.base
         if read.dtype is not None:
             options.setdefault("dtype", read.dtype)
     elif not members:
         raise InputError("soup: expected at least one checkpoint, got none.")
     if (numbers := _coefficients(coefficients, coefficients_for, len(members))) is not None:
         parameters["coefficients"] = numbers
-    _refuse_existing(out, members, force)
     adapters = None
     if any((Path(member) / "adapter_config.json").is_file() for member in members):
         adapters = {"mode": lora or "cat", **({"rank": rank} if rank is not None else {})}
@@ -219,30 +236,42 @@ def soup(
         "model": model,
         "validation": validation,
         "metric": metric,
-        "strict": strict,
+        "strict": strict or None,
         "rounds": rounds,
         "top": top,
         "delta": delta,
         "cache": cache,
     }
-    record = _merge(Description(members, method, parameters, start, options, adapters), out, choosing)
-    for note in (*notes, *record.get("notes", ())):
+    check_out(out, force=force)
+    description = Description(members, method, parameters, start, options, adapters, container)
+    patterns = [*(options.get("rename") or {}), *(_pair(text, "", "")[0] for text in coefficients_for or [])]
+    record = _merge(description, out, choosing, patterns, force)
+    for note in (*notes, *record["notes"]):
         typer.echo(f"note: {note}", err=True)
     typer.echo(json.dumps(record, ensure_ascii=False) if as_json else _summary(record, out))
 
 
-def _merge(description: Description, out: Path, choosing: dict[str, Any]) -> dict[str, Any]:
+def _merge(
+    description: Description, out: Path, choosing: dict[str, Any], patterns: Sequence[str], force: bool
+) -> dict[str, Any]:
+    """Choose, merge, and publish the result with its record."""
     from mirepoix.checkpoints import write_json
 
+    opened = open_inputs(description)
+    refuse_inputs([out, record_file(out)], opened.files)
+    _check_patterns(patterns, opened)
     selection = None
     if description.method in SELECTIONS:
         from mirepoix.cli._choose import choose
 
-        if description.adapters is not None:
+        if description.adapters is not None or description.base is not None:
             raise InputError(
-                f"--method {description.method}: adapters have no score of their own. Use --lora dense first."
+                f"--method {description.method}: takes whole models and no --base. Merge adapters into their base "
+                "first (--lora dense)."
             )
-        selection = choose(description.method, description.members, description.parameters, choosing)
+        selection = choose(
+            description.method, description.members, description.parameters, choosing, description.container
+        )
         description = replace(
             description,
             method="average",
@@ -250,18 +279,44 @@ def _merge(description: Description, out: Path, choosing: dict[str, Any]) -> dic
             parameters=selection.pop("parameters"),
         )
     else:
-        wrong = next((name for name, value in choosing.items() if value and name != "metric"), None)
+        wrong = next((name for name, value in choosing.items() if value is not None), None)
         if wrong is not None:
             raise InputError(
                 f"--{wrong}: {description.method} uses no score. Methods that do: {', '.join(SELECTIONS)}."
             )
-    with bytes_bar("merging") as progress:
-        report = carry_out(description, out, progress)
-    record = record_of(description, report, out, _command())
-    if selection is not None:
-        record["selection"] = selection
-    write_json(record_file(out), record)
+    with staging(out) as folder:
+        with bytes_bar("merging") as progress:
+            report = make(description, opened, folder, out, progress)
+        record = record_of(description, opened, report, out)
+        if selection is not None:
+            record["selection"] = selection
+        write_json(folder / record_file(folder / out.name if is_file_name(out) else folder).name, record)
+        publish(folder, out, opened.files, force=force)
     return record
+
+
+def _check_patterns(patterns: Sequence[str], opened: Opened) -> None:
+    """A pattern that matches nothing is a slip of the pen."""
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for theta in opened.weights.values() for name in theta)
+        except re.error as error:
+            raise InputError(f"{pattern!r} is not a regular expression: {error}.") from error
+        if not found:
+            raise InputError(
+                f"{pattern!r} matches no name in any checkpoint. `mirepoix inspect` lists the names."
+            )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A parameter and its value: JSON where it is, text otherwise."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set: expected KEY=VALUE, got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _options(
@@ -326,20 +381,6 @@ def _numbers(text: str, option: str, count: int) -> list[float]:
     return numbers
 
 
-def _refuse_existing(out: Path, members: Sequence[str], force: bool) -> None:
-    for member in members:
-        if out.exists() and Path(member).exists() and out.samefile(member):
-            raise InputError(
-                f"{out}: is one of the checkpoints, which are never changed. Choose another name."
-            )
-    if out.exists() and not force:
-        raise InputError(f"{out}: exists already. Choose another name, or pass --force to replace it.")
-
-
-def _command() -> str:
-    return shlex.join(["mirepoix", *sys.argv[1:]])
-
-
 def _summary(record: dict[str, Any], out: Path) -> str:
     from mirepoix.merging._findings import size_text
 
@@ -351,5 +392,7 @@ def _summary(record: dict[str, Any], out: Path) -> str:
     ]
     if "selection" in record:
         chosen = record["selection"]
-        lines.insert(1, f"kept {chosen['kept']} of {chosen['looked_at']}, score {chosen['score']:.6g}")
+        lines.insert(
+            1, f"kept {chosen['kept']} of {chosen['looked_at']}, score of the soup {chosen['score']:.6g}"
+        )
     return "\n".join(lines)

@@ -260,7 +260,7 @@ def open_source(
 ) -> Source:
     """A member from weights in memory, an opened checkpoint, or a path (``options`` go to `open_weights`)."""
     if isinstance(weights, Mapping):
-        return Source(weights, label, rename)
+        return Source(weights, str(weights.path) if isinstance(weights, Checkpoint) else label, rename)
     if isinstance(weights, str | os.PathLike):
         return Source(open_weights(weights, framework="numpy", **options), str(weights), rename)
     raise InputError(
