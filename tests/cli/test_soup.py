@@ -297,3 +297,194 @@ print([name for name in ("torch", "scipy", "rich", "yaml", "pydantic", "matplotl
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert np.isfinite(load_file("s.safetensors")["fc.weight"].numpy()).all()
+
+
+# What may not be lost.
+
+
+def test_a_file_of_somebody_is_not_replaced_by_the_record(cli, members):
+    Path("run.json").write_text('{"learning_rate": 0.1}')
+    for force in ([], ["--force"]):
+        result = cli("soup", *members, "-o", "run.safetensors", *force)
+        assert (result.code, "run.json: would be replaced" in result.err) == (2, True)
+    assert Path("run.json").read_text() == '{"learning_rate": 0.1}'
+    assert not Path("run.safetensors").exists()
+
+
+def test_an_input_is_never_written_whatever_the_output_is_called(cli, members):
+    os.mkdir("model")
+    cli("soup", *members[:2], "-o", "model", "--force")
+    cli("soup", *members[:2], "-o", "shards.safetensors", "--max-shard", "50B")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    index = "shards.safetensors.index.json"
+    for arguments in (
+        ["model", "c.safetensors", "-o", "model", "--force"],
+        [
+            "a.safetensors",
+            "b.safetensors",
+            "-m",
+            "task-arithmetic",
+            "--coefficients",
+            "1 1",
+            "--base",
+            "model",
+            "-o",
+            "model",
+        ],
+        [index, index, "-o", "shards.safetensors", "--max-shard", "50B", "--force"],
+    ):
+        result = cli("soup", *arguments, *(["--force"] if "--force" not in arguments else []))
+        assert (result.code, "is one of the inputs" in result.err) == (2, True), arguments
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_what_lies_in_a_folder_beside_a_soup_stays_when_the_soup_is_replaced(cli, members):
+    cli("soup", *members[:2], "-o", "soup", "--max-shard", "50B")
+    Path("soup/notes.md").write_text("mine")
+    assert cli("soup", *members, "-o", "soup", "--force").code == 0
+    assert sorted(os.listdir("soup")) == ["model.json", "model.safetensors", "notes.md"]
+    assert cli("rebuild", "soup", "--verify").code == 0
+
+
+def test_shards_and_one_file_of_the_same_name_replace_each_other_only_by_force(cli, members):
+    assert cli("soup", *members, "-o", "s.safetensors", "--max-shard", "50B").code == 0
+    again = cli("soup", *members, "-o", "s.safetensors", "--max-shard", "50B")
+    assert (again.code, "exists already" in again.err) == (2, True)
+    assert cli("soup", *members, "-o", "s.safetensors", "--force").code == 0
+    assert sorted(path.name for path in Path().glob("s.*")) == ["s.json", "s.safetensors"]
+    assert not list(Path().glob("s-*"))
+
+
+def test_what_appears_meanwhile_is_left_alone(cli, members, monkeypatch):
+    from mirepoix.cli import _soup
+
+    def slow(description, opened, folder, out, progress=None):
+        report = make(description, opened, folder, out, progress)
+        Path("soup").mkdir(exist_ok=True)
+        Path("soup/thesis.tex").write_text("x")
+        Path("soup.safetensors").write_text("y")
+        return report
+
+    make = _soup.make
+    monkeypatch.setattr(_soup, "make", slow)
+    for out in ("soup", "soup.safetensors"):
+        result = cli("soup", *members, "-o", out)
+        assert (result.code, "appeared while the soup was made" in result.err) == (2, True)
+        for path in Path().glob("soup*"):
+            assert path.read_text() == "y" if path.is_file() else os.listdir(path) == ["thesis.tex"]
+        shutil.rmtree("soup")
+        os.remove("soup.safetensors")
+
+
+def test_a_folder_may_have_dots_in_its_name_and_a_link_is_not_followed(cli, members):
+    assert cli("soup", *members, "-o", "Llama-3.1-8B-soup").code == 0
+    assert cli("rebuild", "Llama-3.1-8B-soup", "--verify").code == 0
+    os.symlink("Llama-3.1-8B-soup", "link")
+    result = cli("soup", *members, "-o", "link", "--force")
+    assert (result.code, "is a symbolic link" in result.err) == (2, True)
+
+
+def test_a_member_behind_a_link_can_be_rebuilt(cli, members):
+    os.mkdir("blobs")
+    shutil.move("a.safetensors", "blobs/deadbeef")
+    os.symlink("blobs/deadbeef", "a.safetensors")
+    assert cli("soup", *members, "-o", "s.safetensors").code == 0
+    assert read_json("s.json")["members"][0] == "a.safetensors"
+    assert cli("rebuild", "s.json", "--verify").code == 0
+
+
+def test_fisher_statistics_are_inputs_like_members(cli, members):
+    for name in "fgh":
+        save_file({"fc.weight": torch.rand(4, 6)}, f"{name}.safetensors")
+    arguments = ["--fishers", "f.safetensors", "--fishers", "g.safetensors"]
+    assert cli("soup", *members[:2], "-m", "fisher", *arguments, "-o", "s.safetensors").code == 0
+    assert cli("rebuild", "s.json", "--verify").code == 0
+    shutil.copy("h.safetensors", "g.safetensors")
+    result = cli("rebuild", "s.json", "-o", "t.safetensors")
+    assert (result.code, "g.safetensors: its content changed" in result.err) == (2, True)
+
+
+def test_a_record_somebody_changed_is_noticed(cli, members):
+    cli("soup", *members, "-o", "s.safetensors")
+    record = read_json("s.json")
+    for key, value in (
+        ("result", None), ("inputs", None), ("options", {"evil": 1}), ("members", [1]), ("parameters", {"t": 1}),
+        ("adapters", {}), ("result", {"name": "../s.safetensors", "files": {}}), ("method", "greedy"),
+    ):  # fmt: skip
+        write_json("x.json", record | {key: value})
+        result = cli("rebuild", "x.json", "-o", "t.safetensors")
+        assert result.code == 2, key
+    digests = {"s.safetensors": {"bytes": 1, "quick_digest": "0"}}
+    write_json("x.json", record | {"result": {"name": "s.safetensors", "files": digests}})
+    assert cli("rebuild", "x.json", "-o", "t.safetensors").code == 1
+    assert not Path("t.safetensors").exists()
+
+
+def test_a_record_names_no_place_on_a_machine(cli, members):
+    result = cli(
+        "soup", *(os.path.abspath(member) for member in members), "-o", os.path.abspath("s.safetensors")
+    )
+    assert result.code == 0
+    assert os.getcwd() not in Path("s.json").read_text()
+
+
+def test_the_configuration_of_the_result_is_that_of_its_tensors(cli, members):
+    for name, words, dtype in (("p", 4, torch.bfloat16), ("q", 6, torch.bfloat16)):
+        os.mkdir(name)
+        save_file({"embed.weight": torch.ones(words, 2, dtype=dtype)}, f"{name}/model.safetensors")
+        write_json(f"{name}/config.json", {"vocab_size": words, "torch_dtype": "bfloat16"})
+    assert cli("soup", "p", "q", "-o", "soup", "--rows", "--dtype", "fp32").code == 0
+    assert read_json("soup/config.json") == {"vocab_size": 6, "torch_dtype": "float32"}
+    result = cli("soup", *members, "-o", "plain")
+    assert "no configuration or tokenizer was copied" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base", "start.safetensors"], "--base: average does not use one"),
+        (["--top", "0"], "--top: average uses no score"),
+        (["--metric", "nll"], "--metric: average uses no score"),
+        (["--rename", "^nothing=x"], "'^nothing' matches no name"),
+        (["--coefficients-for", "nothing=1,1,1"], "'nothing' matches no name"),
+        (["--set", "x"], "--set: expected KEY=VALUE"),
+        (["-m", "slerp", "--set", "nothing=1"], "--nothing: slerp does not take it"),
+    ],
+)
+def test_nothing_that_was_asked_for_is_ignored(arguments, message, cli, members):
+    result = cli("soup", *members, "-o", "s.safetensors", *arguments)
+    assert (result.code, message in result.err) == (2, True), result.err
+    assert not Path("s.safetensors").exists()
+
+
+def test_a_parameter_without_an_option_of_its_own(cli, members):
+    arguments = ["-m", "slerp", "--set", "on=delta", "--base", "start.safetensors"]
+    assert cli("soup", *members[:2], "-o", "s.safetensors", *arguments).code == 0
+    assert read_json("s.json")["parameters"] == {"on": "delta"}
+    assert cli("rebuild", "s.json", "--verify").code == 0
+
+
+def test_scores_that_are_no_numbers_are_refused_and_nothing_is_written(cli, members):
+    Path("judge3.py").write_text("def score(theta):\n    return float('nan')\n")
+    for method in (["greedy"], ["top-k", "--top", "2"], ["best"]):
+        result = cli("soup", *members, "-o", "s.safetensors", "-m", *method, "--score", "judge3:score")
+        assert (result.code, "NaN" in result.err) == (2, True), result.err
+    assert not Path("s.safetensors").exists()
+
+
+def test_members_that_do_not_fit_are_named_before_the_first_evaluation(cli, members):
+    Path("judge4.py").write_text("def score(theta):\n    raise RuntimeError('evaluated')\n")
+    save_file({"fc.weight": torch.zeros(5, 6), "steps": torch.tensor(3)}, "odd.safetensors")
+    result = cli("soup", "a.safetensors", "odd.safetensors", "b.safetensors", "-o", "s.safetensors", "-m", "greedy",
+                 "--score", "judge4:score")  # fmt: skip
+    assert (result.code, "odd.safetensors" in result.err) == (2, True)
+
+
+def test_the_printed_score_is_that_of_the_soup(cli, members):
+    a, _, c = thetas(members)
+    torch.save((a["fc.weight"] + c["fc.weight"]) / 2, "goal.pt")
+    Path("judge5.py").write_text(SCORE)
+    cli("soup", *members, "-o", "s.safetensors", "-m", "top-k", "--top", "3", "--score", "judge5:score")
+    goal = (a["fc.weight"] + c["fc.weight"]) / 2
+    expected = -float((load_file("s.safetensors")["fc.weight"] - goal).square().mean())
+    assert read_json("s.json")["selection"]["score"] == pytest.approx(expected, rel=1e-6)

@@ -1,5 +1,7 @@
 """Coefficients by name, pattern and function."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -31,9 +33,43 @@ def test_coefficients_by_name_by_pattern_and_by_function_mean_the_same():
         ([0.0, 0.0], "expected a sum other than 0"),
         ([[("fc", 1.0)], 1.0], "no pattern of member 0 matches 'w'"),
         ([[("(", 1.0)], 1.0], "is not a regular expression"),
-        ({"x": 1.0, "y": 2.0}, "expected the members 0, 1, got x, y"),
+        ({"x": 1.0, "y": 2.0}, "expected the members '0', '1', got 'x', 'y'"),
+        ({0: 1.0}, "expected the members '0', '1', got 0"),
+        (0.5, "expected one per member, got 0.5"),
+        ("0.5", "expected one per member, got '0.5'"),
+        (np.float64(0.5), "expected one per member, got"),
+        (["0.5", "0.5"], "expected finite numbers, got '0.5'"),
+        ([None, 1.0], "expected finite numbers, got None"),
+        ([True, 1.0], "expected finite numbers, got True"),
+        ([1j, 1.0], "expected finite numbers, got 1j"),
+        (np.ones((2, 2)), "expected pairs of a pattern and a number"),
+        ([[1.0, 2.0], 1.0], "expected pairs of a pattern and a number"),
+        ([[("fc", "1")], 1.0], "expected finite numbers, got '1'"),
+        ([lambda name: "1", 1.0], "expected finite numbers, got '1'"),
+        (torch.tensor([1.0, float("inf")]), "expected finite numbers, got"),
     ],
 )
 def test_coefficients_that_do_not_fit_are_refused(coefficients, message):
     with pytest.raises(InputError, match=message):
         merge([{"w": np.zeros(2)}, {"w": np.ones(2)}], Average(coefficients))
+
+
+@pytest.mark.parametrize(
+    "coefficients",
+    [
+        (1, 3),
+        np.array([1, 3], np.float32),
+        np.array([1, 3]),
+        torch.tensor([1.0, 3.0]),
+        torch.tensor([1, 3]),
+        torch.tensor([1.0, 3.0], requires_grad=True),
+        [np.float16(1), torch.tensor(3.0, dtype=torch.bfloat16)],
+        [np.array(1.0), [("", np.float32(3))]],
+        [lambda name: np.float32(1), lambda name: torch.tensor(3)],
+        {"1": np.int64(3), "0": Fraction(1)},
+    ],
+    ids=repr,
+)
+def test_numbers_of_every_library_are_numbers(coefficients):
+    members = [{"w": np.float32([1, 2])}, {"w": np.float32([5, 3])}]
+    assert merge(members, Average(coefficients))["w"].tolist() == [4.0, 2.75]

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tests.merging.samples import bits, network
 
 from mirepoix import open_weights, write_weights
+from mirepoix.checkpoints import WeightsWriter
 from mirepoix.merging import (
     Average,
     Dare,
@@ -302,6 +303,158 @@ def test_what_is_no_set_of_members_is_refused(members, message):
 def test_options_are_checked(option, value):
     with pytest.raises(InputError, match=f"{option}: expected one of"):
         merge([{"w": np.zeros(1)}], **{option: value})
+
+
+@pytest.mark.parametrize("option", ["chunk", "workers"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_pieces_and_workers_are_at_least_one(option, value, tmp_path):
+    write_weights(tmp_path / "a.safetensors", {"w": np.ones(3, np.float32)})
+    with pytest.raises(InputError, match=f"{option}: expected a whole number of at least 1, got {value!r}"):
+        merge([{"w": np.zeros(1)}], **{option: value})
+    with pytest.raises(InputError, match=f"{option}: expected"):
+        merge_files([tmp_path / "a.safetensors"], tmp_path / "o.safetensors", **{option: value})
+    assert merge([{"w": np.ones(3)}], **{option: np.int64(1)})["w"].tolist() == [1, 1, 1]
+
+
+def test_the_size_of_shards_may_be_text_and_must_be_one(files, tmp_path):
+    paths = [files["a", torch.float32]]
+    assert len(merge_files(paths, tmp_path / "a.safetensors", max_shard="5GB").files) == 1
+    assert len(merge_files(paths, tmp_path / "b.safetensors", max_shard="1KB").files) > 1
+    for bad in (0, -1, "0", "some"):
+        with pytest.raises(InputError, match=r"size: expected"):
+            merge_files(paths, tmp_path / "c.safetensors", max_shard=bad)
+
+
+def test_metadata_must_be_text(files, tmp_path):
+    with pytest.raises(InputError, match=r"metadata: expected texts"):
+        merge_files([files["a", torch.float32]], tmp_path / "o.safetensors", metadata={"a": 1})
+
+
+def test_labels_that_read_the_same_are_refused():
+    a = {"w": np.zeros(1)}
+    with pytest.raises(InputError, match=r"members: expected a name for each, got '1' twice"):
+        merge({1: a, "1": a})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tensors_are_measured_one_at_a_time_and_in_the_order_of_the_file(workers, tmp_path, monkeypatch):
+    theta = {"h": np.ones(3, np.float16), "w": np.ones(3, np.float32), "d": np.ones(3), "x": np.ones(2, np.float32)}
+    write_weights(tmp_path / "a.safetensors", theta)
+    events = []
+
+    class Measuring(Average):
+        def measure(self, tensor, survey):
+            events.append(("measure", tensor.name))
+            return survey
+
+    real = WeightsWriter.write
+
+    def write(self, name, *args, **options):
+        events.append(("write", name))
+        real(self, name, *args, **options)
+
+    monkeypatch.setattr(WeightsWriter, "write", write)
+    merge_files([tmp_path / "a.safetensors"] * 2, tmp_path / "o.safetensors", Measuring(), workers=workers)
+    order = ["d", "w", "x", "h"]
+    assert [name for kind, name in events if kind == "measure"] == order
+    if workers == 1:
+        assert events == [(kind, name) for name in order for kind in ("measure", "write")]
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_stop_is_answered_while_a_tensor_is_measured(linear, files, tmp_path):
+    class Endless(Average if linear else Ties):
+        def measure(self, tensor, survey):
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                for _ in tensor.blocks():
+                    time.sleep(0.001)
+            return survey
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    path = files["a", torch.float32]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        merge_files([path] * 2, tmp_path / "o.safetensors", Endless(), base=path, progress=stop)
+    assert time.monotonic() - started < 1  # 0.1 until it is heard
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_is_answered_while_everything_is_surveyed(tmp_path):
+    code = f"""
+import os, signal, threading, time
+import numpy as np
+from mirepoix.merging import Average, merge
+class Endless(Average):
+    def survey(self, inputs):
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            for _ in inputs.tensor("w").blocks():
+                pass
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+started = time.monotonic()
+try:
+    merge([{{"w": np.zeros(10)}}], Endless())
+except KeyboardInterrupt:
+    print(time.monotonic() - started)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "read"),
+    [
+        (Average(), {}, [0, 1]),
+        (Average([1.0, 0.0]), {}, [0]),
+        (TaskArithmetic([1.0, 1.0]), {}, [0, 1, 2]),
+        (TaskArithmetic([0.5, 0.5]), {}, [0, 1]),  # nothing is left for the base
+        (Ties(scope="tensor", density=1.0), {"integers": "first"}, None),
+    ],
+    ids=str,
+)
+def test_bytes_are_counted_as_they_are_read(rule, options, read, tmp_path):
+    x = {"w": torch.ones(70_000), "i": torch.arange(50), "e": torch.zeros(0)}
+    members = [x, {name: t.bfloat16() if name == "w" else t for name, t in x.items()}, x]
+    for i, theta in enumerate(members):
+        save_file(theta, tmp_path / f"{i}.safetensors")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    seen = []
+    report = merge_files(
+        paths[:2],
+        tmp_path / "o.safetensors",
+        rule,
+        base=paths[2],
+        dtype="float32",
+        chunk=1000,
+        progress=lambda *counts: seen.append(counts),
+        **options,
+    )
+    sizes = [280_000, 140_000, 280_000]
+    if read is None:  # measured, then merged; one member's integers
+        assert report.bytes_read >= sum(sizes) + 400
+        assert seen[-1] == (sum(sizes) + 400,) * 2
+    else:
+        expected = sum(sizes[i] for i in read) + 2 * 400
+        assert report.bytes_read == expected
+        assert seen[-1] == (expected, expected)
+    assert seen == sorted(seen)
+
+
+def test_rows_are_counted_where_they_are_read(files, tmp_path):
+    for i, rows in enumerate((4, 6, 5)):
+        save_file({"w": torch.ones(rows, 10)}, tmp_path / f"{i}.safetensors")
+    seen = []
+    report = merge_files(
+        [tmp_path / f"{i}.safetensors" for i in range(3)],
+        tmp_path / "o.safetensors",
+        rows=True,
+        progress=lambda *counts: seen.append(counts),
+    )
+    assert report.bytes_read == (3 * 4 + 2) * 10 * 4
+    assert seen[-1] == (report.bytes_read,) * 2
 
 
 @pytest.mark.parametrize(

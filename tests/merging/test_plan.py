@@ -52,7 +52,30 @@ def test_float8_needs_to_be_asked_for():
     assert found.tolist() == [2.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu], ids=str)
+def test_other_float8_is_refused_and_never_taken_for_integers(dtype):
+    theta = {"w": torch.zeros(2, dtype=torch.uint8).view(dtype)}
+    for upcast in (False, True):
+        with pytest.raises(InputError, match=r"member 0: 'w' is float8.*Dequantise it first"):
+            merge([theta, theta], integers="first", upcast=upcast)
+
+
+def test_booleans_and_bytes_follow_the_policy_for_integers():
+    a, b = {"m": np.array([True, False, False])}, {"m": np.array([True, True, False])}
+    with pytest.raises(InputError, match=r"'m' differs, False and True at entry 1, one of 1"):
+        merge([a, b])
+    assert merge([a, b], integers="first")["m"].tolist() == [True, False, False]
+    assert merge([a, b], integers="max")["m"].tolist() == [True, True, False]
+    odd = {"m": np.array([2, 0, 0], np.uint8).view(bool)}  # true, though stored as another byte
+    for policy in ("auto", "first", "max", "error"):
+        assert merge([a, odd], integers=policy)["m"].tobytes() == a["m"].tobytes()
+    x = [{"m": np.array(v, np.uint8)} for v in (200, 255, 3)]
+    assert merge(x, integers="max")["m"] == 255
+
+
 def test_complex_and_kinds_that_differ_are_refused():
+    with pytest.raises(InputError, match=r"'w' in member 0.*got complex128"):
+        merge([{"w": np.zeros(1, np.complex128)}])
     with pytest.raises(InputError, match=r"'w' is complex64. Split it"):
         merge([{"w": torch.zeros(1, dtype=torch.complex64)}])
     with pytest.raises(InputError, match=r"'w' is float32 in member 0 and int64 in member 1"):
@@ -89,10 +112,28 @@ def test_names_that_differ_are_refused_with_both_sides():
         names="union",
     )
     assert {name: x.tolist() for name, x in union.items()} == {"w": [2.5], "x": [4.0]}
+    with pytest.raises(InputError, match=r"coefficients for 'x': expected a sum other than 0"):
+        merge(
+            [{"w": np.ones(1), "x": np.ones(1)}, {"w": np.ones(1), "x": np.ones(1)}, {"w": np.ones(1)}],
+            Average([1.0, -1.0, 1.0], extrapolate=True),
+            names="union",
+        )
     with pytest.raises(InputError, match=r"names='union' cannot be used"):
         merge([a, b], Slerp(), names="union")
     with pytest.raises(InputError, match=r"shares no name"):
         merge([{"a": np.zeros(1)}, {"b": np.zeros(1)}], names="intersection")
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "expected"), [([0.5, 0.5], 3.0), ([2.0, -1.0], 9.0), ([0.25, 0.5], 2.0), ([0.0, 1.0], 1.0)]
+)
+def test_a_member_that_lacks_a_tensor_counts_as_the_base_in_task_arithmetic(coefficients, expected):
+    base = {"w": np.float32([0]), "v": np.float32([1])}
+    members = [{"w": np.float32([1]), "v": np.float32([5])}, {"w": np.float32([2])}]
+    for of, numbers in ((members, coefficients), (members[::-1], coefficients[::-1])):
+        found = merge(of, TaskArithmetic(numbers), base=base, names="union")
+        assert found["v"].tolist() == [expected]
+        assert found["w"].tolist() == [coefficients[0] + 2 * coefficients[1]]
 
 
 def test_a_prefix_that_one_member_has_is_named_and_can_be_removed():
@@ -142,6 +183,73 @@ def test_weights_tied_in_one_member_and_equal_in_another_stay_tied(tied):
     assert float((found["lm_head.weight"] - found["model.embed_tokens.weight"]).mean()) == pytest.approx(0.5)
 
 
+def draw(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("untie", [False, True])
+def test_names_tied_in_another_order_keep_all_names_and_values(untie, tmp_path):
+    a, c, x = draw(0, 3, 2), draw(1, 3, 2), torch.ones(2)
+    torch.save({"emb": a, "head": a, "x": x}, tmp_path / "p.pt")
+    torch.save({"head": c, "emb": c, "x": x}, tmp_path / "q.pt")
+    members = [tmp_path / "p.pt", tmp_path / "q.pt"]
+    for of in (members, members[::-1]):
+        found = merge(of, untie=untie)
+        assert list(found) == (["emb", "head", "x"] if of is members else ["head", "emb", "x"])
+        for name in ("emb", "head"):
+            torch.testing.assert_close(found[name], ((a.double() + c.double()) / 2).float(), rtol=0, atol=0)
+        assert (found["emb"] is found["head"]) is not untie
+    if not untie:
+        report = merge_files(members, tmp_path / "o.safetensors")
+        assert report.aliases == {"head": "emb"}
+        assert bits(open_weights(tmp_path / "o.safetensors")) == bits(found)
+
+
+def test_chains_of_tied_names_become_one_tensor(tmp_path):
+    a, b, c = (draw(i, 2, 2) for i in range(3))
+    # Tied pair by pair, and equal: only together the three members say that all three names are one.
+    torch.save({"u": a, "v": a, "w": a.clone(), "x": a[0].clone()}, tmp_path / "0.pt")
+    torch.save({"w": b, "v": b, "u": b.clone(), "x": b[0].clone()}, tmp_path / "1.pt")
+    torch.save({"w": c, "u": c, "v": c, "x": c[0].clone()}, tmp_path / "2.pt")
+    members = [tmp_path / f"{i}.pt" for i in range(3)]
+    report = merge_files(members, tmp_path / "o.safetensors")
+    assert report.aliases == {"v": "u", "w": "u"}
+    expected = ((a.double() + b.double() + c.double()) / 3).float()
+    found = open_weights(tmp_path / "o.safetensors")
+    for name in "uvw":
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=0)
+    different = {"u": a, "v": a, "w": a + 1, "x": a[0].clone()}
+    torch.save(different, tmp_path / "0.pt")
+    with pytest.raises(InputError, match=r"0.pt: 'u' and 'w' differ, but .*pt holds them as one.*untie=True"):
+        merge(members)
+
+
+def test_the_name_that_all_hold_carries_tied_weights(tmp_path):
+    a, c = draw(0, 2, 2), draw(1, 2, 2)
+    torch.save({"emb": a, "head": a}, tmp_path / "p.pt")
+    save_file({"head": c}, tmp_path / "q.safetensors")
+    found = merge([tmp_path / "p.pt", tmp_path / "q.safetensors"])
+    torch.testing.assert_close(found["emb"], ((a.double() + c.double()) / 2).float(), rtol=0, atol=0)
+    assert found["emb"] is found["head"]
+    save_file({"y": c}, tmp_path / "r.safetensors")
+    members = [tmp_path / "p.pt", tmp_path / "r.safetensors"]
+    assert set(merge(members, names="union")) == {"emb", "head", "y"}
+    with pytest.raises(InputError, match=r"shares no name"):
+        merge(members, names="intersection")
+    torch.save({"emb": a, "third": a}, tmp_path / "s.pt")
+    torch.save({"head": a, "third": a}, tmp_path / "t.pt")
+    with pytest.raises(InputError, match=r"'emb', 'head', 'third' are one tensor.*no name that all"):
+        merge([tmp_path / "p.pt", tmp_path / "s.pt", tmp_path / "t.pt"])
+
+
+def test_equal_bytes_of_another_shape_are_not_tied(tmp_path):
+    z = torch.zeros(2, 3)
+    torch.save({"emb": z, "head": z}, tmp_path / "p.pt")
+    torch.save({"emb": z.clone(), "head": torch.zeros(3, 2)}, tmp_path / "q.pt")
+    with pytest.raises(InputError, match=r"q.pt: 'emb' and 'head' differ"):
+        merge([tmp_path / "p.pt", tmp_path / "q.pt"])
+
+
 def llama_folder(folder, seed, *, head=False):
     folder.mkdir()
     embedding = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
@@ -160,3 +268,24 @@ def test_a_head_that_the_configuration_ties_may_be_missing_in_some_members(tmp_p
     found = merge([a, b])
     assert set(found) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     np.testing.assert_array_equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+
+
+def test_a_head_of_its_own_is_merged_with_the_embedding_of_others_when_untied(tmp_path):
+    a, b = llama_folder(tmp_path / "a", 1), llama_folder(tmp_path / "b", 2, head=True)
+    theta = dict(open_weights(b))
+    theta["lm_head.weight"] = theta["lm_head.weight"] + 1
+    save_file(theta, b / "model.safetensors")
+    with pytest.raises(InputError, match=r"'lm_head.weight'.*differ.*untie=True"):
+        merge([a, b])
+    embeddings = [open_weights(folder)["model.embed_tokens.weight"].double() for folder in (a, b)]
+    for members in ([a, b], [b, a]):
+        found = merge(members, untie=True)
+        expected = ((embeddings[0] + theta["lm_head.weight"].double()) / 2).float()
+        torch.testing.assert_close(found["lm_head.weight"], expected, rtol=0, atol=0)
+        torch.testing.assert_close(
+            found["model.embed_tokens.weight"], (sum(embeddings) / 2).float(), rtol=0, atol=0
+        )
+    found = merge([b], TaskArithmetic([0.5]), base=a, untie=True)
+    torch.testing.assert_close(found["lm_head.weight"], expected, rtol=0, atol=0)
+    # Tied by configuration and written by nobody: no name of the result.
+    assert "lm_head.weight" not in merge([a, a], untie=True)

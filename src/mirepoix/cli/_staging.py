@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +101,7 @@ def staging(out: Path) -> Iterator[Path]:
 
     What a killed job of this machine left for the same name is removed first.
     """
-    host = socket.gethostname()[:30].replace("/", "-")
+    host = os.uname().nodename[:30].replace("/", "-")
     for old in out.parent.glob(f".{_escaped(out.name[:50])}.{_escaped(host)}.*.tmp"):
         pid = old.name.split(".")[-3]
         if pid.isdecimal() and not _alive(int(pid)):
@@ -147,7 +146,7 @@ def publish(staged: Path, out: Path, inputs: Iterable[Path], *, force: bool) -> 
     target = out.parent if is_file_name(out) else out
     files = sorted((file for file in staged.iterdir() if file.is_file()), key=_doors_last)
     refuse_inputs((target / file.name for file in files), inputs)
-    if target == out and not (out.is_dir() and any(out.iterdir())):
+    if target == out and not (force and out.is_dir() and any(out.iterdir())):
         with _taken(out):
             staged.replace(out)  # onto nothing, or an empty folder; fails on any other
         return
