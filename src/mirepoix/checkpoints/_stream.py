@@ -31,11 +31,12 @@ def parse_size(text: str | int) -> int:
     Raises:
         InputError: If it is none of these, or not positive.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(text).strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([KMGT]?)(i?)B?", str(text).strip(), re.IGNORECASE)
     size = 0
     if match:
         base = 1024 if match[3] else 1000
-        size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+        number = float(match[1]) if "." in match[1] else int(match[1])
+        size = int(number * base ** " KMGT".index(match[2].upper() or " "))
     if size <= 0:
         raise InputError(f"size: expected a number of bytes such as 5GB or 500MB, got {text!r}.")
     return size
@@ -54,10 +55,11 @@ class WeightsWriter:
         tensors: Dtype code and shape of each tensor, in the order of the file; wide elements come first
             so that every tensor begins at a multiple of its element's size.
         metadata: Texts for the header of every file, beside ``format: pt``.
-        max_shard: The most bytes of tensors in one file; a larger tensor gets a file of its own.
+        max_shard: The most bytes of tensors in one file, as a number or as `parse_size` reads them; a larger
+            tensor gets a file of its own.
 
     Raises:
-        InputError: If the path is unfit, or a name or the metadata is not valid text.
+        InputError: If the path is unfit, ``max_shard`` is no size, or a name or the metadata is not valid text.
         OSError: From the disk (full, read-only); nothing stays then.
     """
 
@@ -67,7 +69,7 @@ class WeightsWriter:
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         *,
         metadata: Mapping[str, str] | None = None,
-        max_shard: int | None = None,
+        max_shard: int | str | None = None,
     ) -> None:
         self.path = Path(path)
         if self.path.suffix != ".safetensors":
@@ -96,7 +98,11 @@ class WeightsWriter:
             tensors, key=lambda name: -DTYPES[tensors[name][0]][1]
         )  # stable: file order otherwise
         texts = {"format": "pt", **(metadata or {})}
-        shards = _shards(ordered, tensors, max_shard)
+        if not all(isinstance(text, str) for item in texts.items() for text in item):
+            raise InputError(
+                f"metadata: expected texts by name, got {dict(metadata or {})!r}. Write other values with json.dumps."
+            )
+        shards = _shards(ordered, tensors, None if max_shard is None else parse_size(max_shard))
         self._places: dict[str, tuple[int, int, int]] = {}  # name -> shard, first byte, bytes
         self._headers: list[bytes] = []
         self._sizes: list[int] = []

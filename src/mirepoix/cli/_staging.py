@@ -159,7 +159,7 @@ def publish(staged: Path, out: Path, inputs: Iterable[Path], *, force: bool) -> 
                 file.replace(place)
             else:
                 with _taken(place):
-                    os.link(file, place)
+                    _move_to_free(file, place)
                 done.append(place)
     except BaseException:
         for place in done:
@@ -169,6 +169,18 @@ def publish(staged: Path, out: Path, inputs: Iterable[Path], *, force: bool) -> 
     for place in stale:
         if place.name not in kept and not any(_same(place, file) for file in inputs):
             place.unlink(missing_ok=True)
+
+
+def _move_to_free(file: Path, place: Path) -> None:
+    """Rename, but never onto something."""
+    try:
+        os.link(file, place)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if place.exists():  # a file system without links cannot promise more than this look
+            raise FileExistsError(errno.EEXIST, "exists", str(place)) from error
+        file.replace(place)
 
 
 def _doors_last(file: Path) -> tuple[bool, bool, str]:

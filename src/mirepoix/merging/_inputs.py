@@ -17,7 +17,7 @@ from mirepoix.checkpoints._tensors import DTYPES, RawTensor, raw
 from mirepoix.merging._rule import Array
 from mirepoix.types import InputError
 
-__all__ = ["FLOAT8", "Source", "is_float", "narrow", "open_source", "wide_dtype", "widen"]
+__all__ = ["FLOAT8", "Source", "is_float", "narrow", "open_source", "round_to_odd", "wide_dtype", "widen"]
 
 FLOAT8 = {"F8_E4M3": (4, 7), "F8_E5M2": (5, 15)}
 """Bits and bias of the exponent."""
@@ -74,15 +74,15 @@ def narrow(code: str, wide: Array) -> Array:
         if code != "BF16":
             return wide.astype(STORED[code], copy=False)
         if wide.dtype == np.float64:
-            wide = _round_to_odd(wide)
+            wide = round_to_odd(wide)
         bits = wide.view(np.uint32)
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
         # The carry must not turn a NaN into a number or an infinity.
         return np.where(np.isnan(wide), np.uint32(0x7FC0) | (bits >> np.uint32(16)), rounded).astype("<u2")
 
 
-def _round_to_odd(wide: Array) -> Array:
-    """Float32 such that rounding it to bfloat16 is the same as rounding the float64 directly."""
+def round_to_odd(wide: Array) -> Array:
+    """Float32 such that rounding it to 16 bits is the same as rounding the float64 directly."""
     near = wide.astype(np.float32)
     back = near.astype(np.float64)
     bits = near.view(np.int32)

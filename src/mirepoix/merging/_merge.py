@@ -13,8 +13,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -24,7 +25,7 @@ from mirepoix.checkpoints import Checkpoint
 from mirepoix.checkpoints._stream import WeightsWriter
 from mirepoix.checkpoints._tensors import DTYPES, build
 from mirepoix.merging._average import Average
-from mirepoix.merging._inputs import Source, is_float, narrow, open_source, wide_dtype, widen
+from mirepoix.merging._inputs import Source, is_float, narrow, open_source, round_to_odd, wide_dtype, widen
 from mirepoix.merging._plan import Names, Planned, plan_merge
 from mirepoix.merging._rule import BLOCK, Array, Inputs, Line, LinearRule, Piece, Rule, TensorInputs
 from mirepoix.types import InputError
@@ -53,7 +54,7 @@ class MergeReport:
         tensors: Number of float tensors combined.
         integers: Number of integer tensors copied or chosen.
         aliases: Names of tied weights, each with the name that was written.
-        bytes_read: Bytes of members and base, as far as they were read once.
+        bytes_read: Bytes read of members and base; rules that measure first read most of them twice.
         bytes_written: Bytes of all files.
         seconds: Time it took.
         notes: What the user should know: left out names, raised variances.
@@ -107,11 +108,12 @@ def merge(
             have, are merged, and the rest copied from the (first) member that has most.
         untie: Merge the names of tied weights apart.
         upcast: Take float8 tensors at their stored values; the result is bfloat16 or wider.
-        chunk: Entries combined at once; changes memory and time, never the result.
-        workers: Threads.
+        chunk: Entries combined at once, at least 1; changes memory and time, never the result.
+        workers: Threads, at least 1.
 
     Returns:
-        New tensors: of NumPy if the first member is, else of torch, on the CPU. Tied names share one tensor.
+        New tensors: of NumPy if the first member is, else of torch, on the CPU. Names that a file or its
+        configuration ties are one tensor; a tensor that is twice in a mapping is merged twice, to equal values.
 
     Raises:
         InputError: When members do not fit each other or the rule; see above for what each option allows.
@@ -121,6 +123,7 @@ def merge(
         >>> merge([{"w": np.array([2.0, 0.0])}, {"w": np.array([4.0, 1.0])}])
         {'w': array([3. , 0.5])}
     """
+    _check_counts(chunk, workers)
     job = _Job(members, rule, base, integers, check, names, rename, rows, untie, upcast, dtype)
     try:
         content = {name: np.empty(planned.nbytes, np.uint8) for name, planned in job.plan.tensors.items()}
@@ -152,7 +155,7 @@ def merge_files(
     rows: bool = False,
     untie: bool = False,
     upcast: bool = False,
-    max_shard: int | None = None,
+    max_shard: int | str | None = None,
     metadata: Mapping[str, str] | None = None,
     chunk: int | None = None,
     workers: int = 2,
@@ -164,7 +167,8 @@ def merge_files(
 
     Args:
         out: The file, ending in ``.safetensors``; never one of the members'.
-        max_shard: The most bytes of tensors per file; see `WeightsWriter` for the names of several.
+        max_shard: The most bytes of tensors per file, as a number or as text such as ``"5GB"``; see
+            `WeightsWriter` for the names of several.
         metadata: Texts for the header, beside ``mirepoix.method`` and ``mirepoix.aliases``.
         progress: Called with the bytes done and in all, from the calling thread.
 
@@ -173,6 +177,7 @@ def merge_files(
         OSError: From the disk; nothing stays then.
     """
     started = time.perf_counter()
+    _check_counts(chunk, workers)
     job = _Job(members, rule, base, integers, check, names, rename, rows, untie, upcast, dtype)
     try:
         _refuse_inputs(Path(out), job)
@@ -190,7 +195,7 @@ def merge_files(
         tensors=floats,
         integers=len(job.plan.tensors) - floats,
         aliases=job.plan.aliases,
-        bytes_read=job.total,
+        bytes_read=job.read,
         bytes_written=writer.nbytes,
         seconds=time.perf_counter() - started,
         notes=tuple(job.plan.notes),
@@ -245,6 +250,9 @@ class _Job:
             if isinstance(members, Mapping)
             else [str(i) for i in range(len(members))]
         )
+        twice = next((label for i, label in enumerate(self.labels) if label in self.labels[:i]), None)
+        if twice is not None:
+            raise InputError(f"members: expected a name for each, got {twice!r} twice. Rename one of them.")
         if not self.labels:
             raise InputError("there is no member to merge: expected at least one.")
         self.rule.check(self.labels)
@@ -279,9 +287,9 @@ class _Job:
             self.close()
             raise
         self.clamped: list[str] = []
-        self.total = sum(
-            planned.nbytes * (len(planned.members) + planned.base) for planned in self.plan.tensors.values()
-        )
+        self.read = 0
+        self.stop = threading.Event()
+        self._counting = threading.Lock()
 
     @property
     def everyone(self) -> list[Source]:
@@ -292,6 +300,11 @@ class _Job:
         """Names of the result, aliases included, in the order in which the members have them."""
         wanted = {*self.plan.tensors, *self.plan.aliases}
         return list(dict.fromkeys(name for source in self.sources for name in source.names if name in wanted))
+
+    def count(self, read: int) -> None:
+        """Add to the bytes that were read."""
+        with self._counting:
+            self.read += read
 
     def close(self) -> None:
         """Let go of all files."""
@@ -308,11 +321,19 @@ class _Job:
     ) -> None:
         """Combine all tensors and hand their bytes to ``write``, from several threads."""
         survey = self.rule.survey(_Inputs(self))
-        jobs = self._jobs(survey)
-        if writer is not None and isinstance(self.rule, LinearRule) and self.check != "inputs":
-            jobs = self._joined(jobs, writer)
+        tensors = list(self.plan.tensors.values())
+        if writer is not None:
+            tensors.sort(key=lambda planned: writer.place(planned.name))
+        jobs: Iterable[_Turn] = self._jobs(tensors, survey)
+        if self.measures:
+            total = sum(self._cost(planned, None) for planned in tensors)
+        else:  # nothing is read for them, so they can all be known now
+            jobs = list(jobs)
+            total = sum(cost for _, _, cost in jobs)
+            if writer is not None and isinstance(self.rule, LinearRule) and self.check != "inputs":
+                jobs = self._joined(jobs, writer)
         pieces = self._pieces(jobs, chunk)
-        lock, stop = threading.Lock(), threading.Event()
+        lock, stop = threading.Lock(), self.stop
         errors: list[BaseException] = []
         done = 0
 
@@ -325,16 +346,18 @@ class _Job:
                         job = next(pieces, None)
                     if job is None:
                         return
-                    planned, start, end, measured = job
+                    planned, start, end, measured, share = job
                     data = worker.piece(planned, start, end, measured)
                     write(planned.name, start * DTYPES[planned.code][1], data, beyond=bool(planned.run))
                     with lock:
-                        done += data.nbytes * (len(planned.members) + planned.base)
+                        done += share
             except BaseException as error:
                 errors.append(error)
                 stop.set()
+            finally:
+                self.count(worker.read)
 
-        helpers = [threading.Thread(target=work) for _ in range(max(1, workers))]
+        helpers = [threading.Thread(target=work) for _ in range(workers)]
         try:
             for helper in helpers:
                 helper.start()
@@ -342,7 +365,7 @@ class _Job:
                 while helper.is_alive():
                     helper.join(0.1)  # not for ever: Ctrl-C is only heard between waits
                     if progress:
-                        progress(done, self.total)
+                        progress(done, total)
         finally:
             stop.set()
             for helper in helpers:
@@ -357,36 +380,64 @@ class _Job:
                 stacklevel=3,
             )
 
-    def _jobs(self, survey: Any) -> Iterator[tuple[Planned, Any]]:
+    @property
+    def measures(self) -> bool:
+        """Whether the rule reads a tensor before it combines it."""
+        return type(self.rule).measure is not Rule.measure
+
+    def _jobs(self, tensors: Sequence[Planned], survey: Any) -> Iterator[_Turn]:
         """Tensors in the order of the output; each is measured when its turn comes."""
-        for planned in self.plan.tensors.values():
+        for planned in tensors:
             measured = None
             if planned.is_float:
                 measured = self.rule.measure(_TensorInputs(self, planned), survey)
                 if isinstance(self.rule, LinearRule):
                     line = self.rule.line(planned.name, len(self.labels), measured)
-                    measured = _sum_of(_among(line, planned.members, len(self.labels)), planned, self)
-            yield planned, measured
+                    measured = _sum_of(_among(line, planned, self), planned, self)
+            yield planned, measured, self._cost(planned, None if self.measures else measured)
 
-    def _joined(
-        self, jobs: Iterator[tuple[Planned, Any]], writer: WeightsWriter
-    ) -> Iterator[tuple[Planned, Any]]:
+    def _cost(self, planned: Planned, measured: Any) -> int:
+        """Bytes to read to combine a tensor; what only its measures can tell counts as read."""
+        name = planned.name
+        if not planned.is_float:
+            return planned.nbytes * len(self.deciding(planned))
+        owners = [self.sources[i] for i in planned.members] + ([self.base] if planned.base and self.base else [])
+        if isinstance(measured, _Sum):
+            owners = [source for _, source in measured.terms]
+        entries = [(planned.common, source) for source in owners]
+        if planned.rows is not None:
+            entries.append((planned.size - planned.common, self.longest(planned)))
+        return sum(count * DTYPES[source.code(name)][1] for count, source in entries)
+
+    def deciding(self, planned: Planned) -> list[Source]:
+        """The members that are asked for an integer tensor."""
+        return [self.sources[i] for i in planned.members[: 1 if self.integers == "first" else None]]
+
+    def longest(self, planned: Planned) -> Source:
+        """The first member that has most rows."""
+        assert planned.rows is not None
+        rows = planned.rows[1:] if planned.base else planned.rows
+        return self.sources[planned.members[rows.index(max(rows))]]
+
+    def _joined(self, jobs: Iterable[_Turn], writer: WeightsWriter) -> Iterator[_Turn]:
         """The same, with tensors that lie side by side in every file, and mean the same numbers, as one.
 
         Networks have many small tensors; reading each apart costs more than averaging it.
         """
         pending: list[Planned] = []
         numbers: Any = None
-        for planned, measured in sorted(jobs, key=lambda job: writer.place(job[0].name)):
+        costs = 0
+        for planned, measured, cost in jobs:
             # What may have to be raised to 0 must be known by its name.
             apart = measured != numbers or (isinstance(measured, _Sum) and measured.clamp)
             if pending and (apart or not self._side_by_side(pending[-1], planned, writer)):
-                yield _run_of(pending), numbers
-                pending = []
+                yield _run_of(pending), numbers, costs
+                pending, costs = [], 0
             pending.append(planned)
             numbers = measured
+            costs += cost
         if pending:
-            yield _run_of(pending), numbers
+            yield _run_of(pending), numbers, costs
 
     def _side_by_side(self, a: Planned, b: Planned, writer: WeightsWriter) -> bool:
         if a.code != b.code or not a.is_float or a.rows or b.rows:
@@ -405,18 +456,20 @@ class _Job:
         return writer.place(b.name) == (shard, start + a.nbytes)
 
     def _pieces(
-        self, jobs: Iterator[tuple[Planned, Any]], chunk: int | None
-    ) -> Iterator[tuple[Planned, int, int, Any]]:
-        """Tensors cut into pieces."""
-        for planned, measured in jobs:
+        self, jobs: Iterable[_Turn], chunk: int | None
+    ) -> Iterator[tuple[Planned, int, int, Any, int]]:
+        """Tensors cut into pieces, each with its share of the cost."""
+        for planned, measured, cost in jobs:
             if not planned.is_float or (self.rule.whole and planned.size):
-                yield planned, 0, planned.size, measured
+                yield planned, 0, planned.size, measured, cost
                 continue
             size = chunk or CHUNK
             if chunk is None and not isinstance(self.rule, LinearRule):
                 size = max(4096, min(CHUNK, ROOM // (8 * (len(planned.members) + 2))))
             for start in range(0, planned.size, size):
-                yield planned, start, min(start + size, planned.size), measured
+                stop = min(start + size, planned.size)
+                share = cost * stop // planned.size - cost * start // planned.size
+                yield planned, start, stop, measured, share
 
 
 def _run_of(row: list[Planned]) -> Planned:

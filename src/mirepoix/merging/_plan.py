@@ -21,6 +21,9 @@ __all__ = ["Names", "Plan", "Planned", "out_code", "plan_merge"]
 
 Names: TypeAlias = Literal["strict", "intersection", "union"]
 
+INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
+"""What follows the policy for integers; anything else that is no float is refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -56,6 +59,11 @@ class Planned:
         return math.prod(self.shape)
 
     @property
+    def common(self) -> int:
+        """Number of entries that all have: those of the smallest number of rows."""
+        return self.size if not self.rows or not self.size else self.size // self.shape[0] * min(self.rows)
+
+    @property
     def nbytes(self) -> int:
         """Number of bytes."""
         return self.size * DTYPES[self.code][1]
@@ -84,13 +92,14 @@ def plan_merge(
     if names not in get_args(Names):
         raise InputError(f"names: expected one of {', '.join(get_args(Names))}, got {names!r}.")
     out = out_code(dtype)
-    aliases = {} if untie else _common_aliases(sources, base)
     everything = list(dict.fromkeys(name for source in sources for name in source.names))
+    aliases = {} if untie else _common_aliases(everything, sources, base)
     chosen = [name for name in everything if name not in aliases]
     notes = []
+    dropped: list[str] = []
     if names == "strict":
         for source in [*sources[1:], *([base] if base is not None else [])]:
-            _check_names(sources[0], source, aliases)
+            _check_names(sources[0], source, aliases, untie)
     elif names == "intersection":
         everyone = [*sources, *([base] if base is not None else [])]
         dropped = [name for name in chosen if not all(_holds(source, name, untie) for source in everyone)]
@@ -110,7 +119,8 @@ def plan_merge(
     tensors = {
         name: _planned(name, sources, base, out=out, rows=rows, untie=untie, upcast=upcast) for name in chosen
     }
-    kept = {name: target for name, target in aliases.items() if target in tensors and name in everything}
+    kept = {name: aliases[name] for name in everything if aliases.get(name) in tensors}
+    assert {*tensors, *kept} == {name for name in everything if aliases.get(name, name) not in dropped}
     widened = _widened(tensors.values(), sources) if out is None else None
     if widened:
         warnings.warn(widened, stacklevel=4)
@@ -142,40 +152,67 @@ def out_code(dtype: str | None) -> str | None:
 # Names.
 
 
-def _common_aliases(sources: Sequence[Source], base: Source | None) -> dict[str, str]:
-    """Names tied in every member; where some hold both names, they must hold the same values twice."""
+def _common_aliases(
+    everything: Sequence[str], sources: Sequence[Source], base: Source | None
+) -> dict[str, str]:
+    """Names tied in any member, each with the name to write: the first of its group that all members hold.
+
+    Where a member holds several names of a group apart, they must hold the same values.
+    """
     everyone = [*sources, *([base] if base is not None else [])]
-    tied = [source.tied for source in everyone]
     found: dict[str, str] = {}
-    for name, target in {n: t for each in tied for n, t in each.items()}.items():
-        if not any(name in source.names for source in everyone):
-            continue  # tied by configuration, and written once by all: nothing to do
-        for source, each in zip(everyone, tied, strict=True):
-            if each.get(name) == target or (name not in source.names and target in source.names):
-                continue
-            if (
-                name not in source.names
-                or target not in source.names
-                or source.bytes(name) != source.bytes(target)
-            ):
-                by = next(
-                    s.label for s, other in zip(everyone, tied, strict=True) if other.get(name) == target
-                )
-                raise InputError(
-                    f"{source.label}: {name!r} and {target!r} differ, but {by} holds them as one tensor "
-                    "(tied weights). Pass untie=True (--untie) to merge them apart."
-                )
-        found[name] = target
+    for group, by in _tied_groups(everyone):
+        holders = [source for source in everyone if any(name in source for name in group)]
+        for source in holders:
+            first, *others = (name for name in everything if name in group and name in source)
+            for name in others:
+                if not _same(source, first, name):
+                    raise InputError(
+                        f"{source.label}: {first!r} and {name!r} differ, but {by} holds them as one tensor "
+                        "(tied weights). Pass untie=True (--untie) to merge them apart."
+                    )
+        target = next(
+            (name for name in everything if name in group and all(name in source for source in holders)), None
+        )
+        if target is None:
+            raise InputError(
+                f"{_some(sorted(group))} are one tensor (tied weights), with no name that all members hold. "
+                "Write them again with the same names, or give rename= (--rename)."
+            )
+        found |= {name: target for name in everything if name in group and name != target}
     return found
+
+
+def _tied_groups(everyone: Sequence[Source]) -> list[tuple[set[str], str]]:
+    """Names that are one tensor, directly or through others, and the label of a member that says so."""
+    groups: list[tuple[set[str], str]] = []
+    for source in everyone:
+        for pair in source.tied.items():
+            if not any(pair[0] in other for other in everyone):
+                continue  # tied by configuration, and written once by all: nothing to do
+            joined = [(group, by) for group, by in groups if not group.isdisjoint(pair)]
+            groups = [known for known in groups if known not in joined]
+            by = joined[0][1] if joined else source.label
+            groups.append(({*pair, *(name for group, _ in joined for name in group)}, by))
+    return groups
+
+
+def _same(source: Source, a: str, b: str) -> bool:
+    """Whether two names of a member hold the same values."""
+    if source.tied.get(a, a) == source.tied.get(b, b):
+        return True
+    kinds = [(source.code(name), source.shape(name)) for name in (a, b)]
+    return kinds[0] == kinds[1] and source.bytes(a) == source.bytes(b)
 
 
 def _holds(source: Source, name: str, untie: bool) -> bool:
     return name in source or (untie and name in source.tied)
 
 
-def _check_names(first: Source, source: Source, aliases: Mapping[str, str]) -> None:
-    ours = [name for name in first.names if name not in aliases]
-    theirs = [name for name in source.names if name not in aliases]
+def _check_names(first: Source, source: Source, aliases: Mapping[str, str], untie: bool) -> None:
+    both = [name for name in dict.fromkeys([*first.names, *source.names]) if name not in aliases]
+    ours = [name for name in both if _holds(first, name, untie)]
+    theirs = [name for name in both if _holds(source, name, untie)]
     a, b = set(ours), set(theirs)
     if a == b:
         return
@@ -226,6 +263,11 @@ def _planned(
             raise InputError(
                 f"{source.label}: {name!r} is {DTYPES[code][0]}, whose values may need the scales of the checkpoint. "
                 "Dequantise it first, or pass upcast=True (--upcast) if its values are as stored."
+            )
+        if not is_float(code) and code not in INTEGERS:
+            raise InputError(
+                f"{source.label}: {name!r} is {DTYPES[code][0]}, which is neither averaged nor an integer. "
+                "Dequantise it first."
             )
     kinds = {is_float(code) for code in codes}
     if len(kinds) > 1 or (kinds == {False} and len(set(codes)) > 1):
