@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from mirepoix.checkpoints import WeightsWriter, parse_size
+from mirepoix.checkpoints import WeightsWriter, parse_size, write_weights
 from mirepoix.types import InputError
 
 LAYOUT = {"half": ("F16", (3,)), "a": ("F32", (2, 2)), "b": ("F32", (4,)), "none": ("F32", (0, 5))}
@@ -72,16 +72,24 @@ def test_metadata_that_is_no_text_is_refused(metadata, tmp_path):
 
 
 def test_an_error_or_a_missing_byte_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError, match="stop"), WeightsWriter(tmp_path / "w.safetensors", LAYOUT) as writer:
-        writer.write("a", 0, memoryview(bytes(16)))
-        raise KeyError("stop")
-    with pytest.raises(AssertionError, match="0 of 38 bytes"), WeightsWriter(tmp_path / "w.safetensors", LAYOUT):
-        pass
+    def stop(count):
+        with WeightsWriter(tmp_path / "w.safetensors", LAYOUT) as writer:
+            writer.write("a", 0, memoryview(bytes(count)))
+            if count:
+                raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        stop(16)
+    with pytest.raises(AssertionError, match="0 of 38 bytes"):
+        stop(0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bytes_outside_a_tensor_are_never_written(tmp_path):
-    with pytest.raises(AssertionError, match="a: 8"), WeightsWriter(tmp_path / "w.safetensors", LAYOUT) as writer:
+    with (
+        pytest.raises(AssertionError, match="a: 8"),
+        WeightsWriter(tmp_path / "w.safetensors", LAYOUT) as writer,
+    ):
         writer.write("a", 8, memoryview(bytes(9)))
     with WeightsWriter(tmp_path / "w.safetensors", LAYOUT) as writer:
         writer.write("a", 0, memoryview(THETA["a"].tobytes() + THETA["b"].tobytes()), beyond=True)
@@ -130,3 +138,12 @@ def test_sizes_are_read(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match=r"size: expected a number of bytes such as 5GB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 4097])
+def test_names_that_no_reader_takes_are_not_written(name, tmp_path):
+    with pytest.raises(InputError, match="has no NUL and at most 4096 bytes"):
+        WeightsWriter(tmp_path / "x.safetensors", {name: ("F32", (1,))})
+    with pytest.raises(InputError, match="has no NUL and at most 4096 bytes"):
+        write_weights(tmp_path / "x.safetensors", {name: np.zeros(1)})
+    assert list(tmp_path.iterdir()) == []

@@ -338,7 +338,12 @@ def test_labels_that_read_the_same_are_refused():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_tensors_are_measured_one_at_a_time_and_in_the_order_of_the_file(workers, tmp_path, monkeypatch):
-    theta = {"h": np.ones(3, np.float16), "w": np.ones(3, np.float32), "d": np.ones(3), "x": np.ones(2, np.float32)}
+    theta = {
+        "h": np.ones(3, np.float16),
+        "w": np.ones(3, np.float32),
+        "d": np.ones(3),
+        "x": np.ones(2, np.float32),
+    }
     write_weights(tmp_path / "a.safetensors", theta)
     events = []
 
@@ -383,7 +388,7 @@ def test_a_stop_is_answered_while_a_tensor_is_measured(linear, files, tmp_path):
 
 
 def test_a_signal_is_answered_while_everything_is_surveyed(tmp_path):
-    code = f"""
+    code = """
 import os, signal, threading, time
 import numpy as np
 from mirepoix.merging import Average, merge
@@ -396,7 +401,7 @@ class Endless(Average):
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 started = time.monotonic()
 try:
-    merge([{{"w": np.zeros(10)}}], Endless())
+    merge([{"w": np.zeros(10)}], Endless())
 except KeyboardInterrupt:
     print(time.monotonic() - started)
 """

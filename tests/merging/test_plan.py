@@ -52,7 +52,9 @@ def test_float8_needs_to_be_asked_for():
     assert found.tolist() == [2.0, 0.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu], ids=str
+)
 def test_other_float8_is_refused_and_never_taken_for_integers(dtype):
     theta = {"w": torch.zeros(2, dtype=torch.uint8).view(dtype)}
     for upcast in (False, True):
@@ -125,7 +127,8 @@ def test_names_that_differ_are_refused_with_both_sides():
 
 
 @pytest.mark.parametrize(
-    ("coefficients", "expected"), [([0.5, 0.5], 3.0), ([2.0, -1.0], 9.0), ([0.25, 0.5], 2.0), ([0.0, 1.0], 1.0)]
+    ("coefficients", "expected"),
+    [([0.5, 0.5], 3.0), ([2.0, -1.0], 9.0), ([0.25, 0.5], 2.0), ([0.0, 1.0], 1.0)],
 )
 def test_a_member_that_lacks_a_tensor_counts_as_the_base_in_task_arithmetic(coefficients, expected):
     base = {"w": np.float32([0]), "v": np.float32([1])}

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mirepoix.checkpoints._atomic import write_atomically
+from mirepoix.checkpoints._entry import LARGEST_NAME
 from mirepoix.checkpoints._json import to_json
 from mirepoix.checkpoints._tensors import DTYPES
 from mirepoix.types import InputError
@@ -229,6 +230,11 @@ def header_of(
     offsets = {}
     end = 0
     for name, (code, shape) in tensors.items():
+        if "\0" in name or len(name.encode()) > LARGEST_NAME:
+            raise InputError(
+                f"{name[:60]!r}: a name of a tensor has no NUL and at most {LARGEST_NAME} bytes, or no reader "
+                "takes it. Rename it."
+            )
         start, end = end, end + math.prod(shape) * DTYPES[code][1]
         offsets[name] = (start, end)
         fields[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}

@@ -64,7 +64,12 @@ class Average(LinearRule):
                 f"coefficients for {name!r}: expected none below 0, got {negative[0]:g}. "
                 "Pass extrapolate=True to leave the span of the members."
             )
-        total = math.fsum(values)
+        try:
+            total = math.fsum(values)
+        except OverflowError:
+            raise InputError(
+                f"coefficients for {name!r}: their sum is too large, {values}. Divide them by the largest."
+            ) from None
         if (self.normalize and abs(total) < 1e-12 * sum(map(abs, values))) or not any(values):
             raise InputError(
                 f"coefficients for {name!r}: expected a sum other than 0 to divide by, got {values}."

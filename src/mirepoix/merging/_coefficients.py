@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -23,19 +23,13 @@ def check_coefficients(coefficients: Coefficients | None, labels: Sequence[str])
             f"coefficients: expected the members {', '.join(map(repr, labels))}, got "
             f"{', '.join(map(repr, coefficients))}. Name each member once."
         )
-    # Arrays of NumPy and torch are iterable by type, but not where they have no dimension.
-    one = isinstance(coefficients, str | bytes) or getattr(coefficients, "ndim", 1) == 0
-    if one or not isinstance(coefficients, Iterable):
-        raise InputError(
-            f"coefficients: expected one per member, got {coefficients!r}. Put them in a list: [{coefficients!r}, ...]."
-        )
+    if not isinstance(coefficients, Mapping) and not _is_row(coefficients):
+        raise InputError(f"coefficients: expected one per member, got {coefficients!r}. Put them in a list.")
     items = _items(coefficients, labels)
     if len(items) != len(labels):
-        raise InputError(
-            f"expected one coefficient per member, got {len(items)} for {len(labels)} members."
-        )
+        raise InputError(f"expected one coefficient per member, got {len(items)} for {len(labels)} members.")
     for item in items:
-        if _is_pairs(item):
+        if _is_row(item):
             for pattern, value in _pairs(item):
                 _finite(value)
                 try:
@@ -61,23 +55,30 @@ def resolve(coefficients: Coefficients | None, labels: Sequence[str], name: str)
 
 
 def _items(coefficients: Any, labels: Sequence[str]) -> list[Coefficient]:
-    return [coefficients[label] for label in labels] if isinstance(coefficients, Mapping) else list(coefficients)
+    return (
+        [coefficients[label] for label in labels] if isinstance(coefficients, Mapping) else list(coefficients)
+    )
 
 
-def _is_pairs(item: object) -> bool:
-    return isinstance(item, Sequence) and not isinstance(item, str | bytes) or getattr(item, "ndim", 0) > 0
+def _is_row(item: object) -> bool:
+    """Whether it is a sequence or an array, which can be read again and in the same order."""
+    if isinstance(item, str | bytes):
+        return False
+    return isinstance(item, Sequence) or getattr(item, "ndim", 0) > 0
 
 
 def _pairs(item: Any) -> list[tuple[str, Any]]:
     pairs = list(item)
     for pair in pairs:
         if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(f"coefficients: expected pairs of a pattern and a number, got {pair!r} in {item!r}.")
+            raise InputError(
+                f"coefficients: expected pairs of a pattern and a number, got {pair!r} in {item!r}."
+            )
     return pairs
 
 
 def _value(item: Any, label: str, name: str) -> float:
-    if _is_pairs(item):
+    if _is_row(item):
         for pattern, value in item:
             if re.search(pattern, name):
                 return _finite(value)

@@ -37,6 +37,9 @@ Check: TypeAlias = Literal["output", "inputs", "none"]
 Members: TypeAlias = Sequence[Any] | Mapping[str, Any]
 """Weights, opened checkpoints or paths: one after another, or by a name for each."""
 
+_Turn: TypeAlias = tuple[Planned, Any, int]
+"""A tensor whose turn it is, what was measured of it, and what it costs to read."""
+
 CHUNK = 262_144
 """Entries combined at once by linear rules: a megabyte of float32; smaller pieces cost more in calls than they save."""
 
@@ -366,6 +369,8 @@ class _Job:
                     helper.join(0.1)  # not for ever: Ctrl-C is only heard between waits
                     if progress:
                         progress(done, total)
+            if progress and not errors:
+                progress(done, total)  # threads may have ended between two looks
         finally:
             stop.set()
             for helper in helpers:
@@ -401,7 +406,9 @@ class _Job:
         name = planned.name
         if not planned.is_float:
             return planned.nbytes * len(self.deciding(planned))
-        owners = [self.sources[i] for i in planned.members] + ([self.base] if planned.base and self.base else [])
+        owners = [self.sources[i] for i in planned.members] + (
+            [self.base] if planned.base and self.base else []
+        )
         if isinstance(measured, _Sum):
             owners = [source for _, source in measured.terms]
         entries = [(planned.common, source) for source in owners]
@@ -489,11 +496,14 @@ class _Sum:
     clamp: bool
     watch: bool
     """Whether equal entries must be kept by hand, for lack of digits."""
+    large: bool
+    """Whether a sum may overflow where the result need not."""
     copies: bool
     """Whether the one term's bytes are the result."""
 
 
 def _sum_of(line: Line, planned: Planned, job: _Job) -> _Sum:
+    name = planned.name
     terms = [(c, job.sources[i]) for c, i in zip(line.coefficients, planned.members, strict=True) if c != 0]
     if line.base != 0:
         if not planned.base or job.base is None:
@@ -503,17 +513,26 @@ def _sum_of(line: Line, planned: Planned, job: _Job) -> _Sum:
         terms.insert(0, (line.base, job.base))
     if not terms:
         raise InputError(f"coefficients for {planned.name!r}: expected one other than 0, got none.")
-    copies = len(terms) == 1 and terms[0][0] == line.divisor and planned.rows is None
-    # Float32 sums in float64, and float16 in float32, of few positive terms round back to equal entries anyway.
-    watch = line.affine and (planned.code == "F64" or any(c < 0 for c, _ in terms) or len(terms) > 1000)
-    return _Sum(
-        terms,
-        line.divisor,
-        _wide(job, planned),
-        line.clamp,
-        watch,
-        copies and terms[0][1].code(planned.name) == planned.code,
-    )
+    terms, divisor = _scaled(terms, line.divisor)
+    codes = {source.code(name) for _, source in terms}
+    copies = len(terms) == 1 and terms[0][0] == divisor and planned.rows is None and codes == {planned.code}
+    # Float32 sums in float64, and float16 in float32, of few positive terms round back to equal entries anyway,
+    # if these are stored as the result is: others may be ties of its dtype, which the last digit decides.
+    exact = codes == {planned.code} and planned.code != "F64"
+    watch = line.affine and (not exact or any(c < 0 for c, _ in terms) or len(terms) > 1000)
+    dtype = _wide(job, planned)
+    if not all(2.0**-64 <= abs(number) <= 2.0**64 for number in (divisor, *(c for c, _ in terms))):
+        dtype = np.float64
+    return _Sum(terms, divisor, dtype, line.clamp, watch, dtype is np.float32 or "F64" in codes, copies)
+
+
+def _scaled(terms: list[tuple[float, Source]], divisor: float) -> tuple[list[tuple[float, Source]], float]:
+    """Coefficients of ordinary size in the same proportions: a power of two changes no digit."""
+    size = max(abs(c) for c, _ in terms)
+    if 2.0**-10 <= size <= 2.0**10:
+        return terms, divisor
+    power = max(-1000, min(-math.frexp(size)[1], 1000))
+    return [(math.ldexp(c, power), source) for c, source in terms], math.ldexp(divisor, power)
 
 
 class _Worker:
@@ -522,6 +541,7 @@ class _Worker:
     def __init__(self, job: _Job) -> None:
         self.job = job
         self.buffers: dict[Any, Array] = {}
+        self.read = 0
 
     def buffer(self, key: Any, count: int, dtype: Any) -> Array:
         """An array of ``count`` entries, the same memory whenever the key is the same."""
@@ -533,7 +553,9 @@ class _Worker:
     def piece(self, planned: Planned, start: int, stop: int, measured: Any) -> memoryview:
         """The bytes of a piece of the result."""
         if not planned.is_float:
-            return _integers(self.job, planned)
+            owners = self.job.deciding(planned)
+            self.read += planned.nbytes * len(owners)
+            return _integers(self.job, planned, owners)
         # Overflow and NaN are judged on the result, with the name of the tensor, and not by NumPy.
         with np.errstate(all="ignore"):
             if isinstance(measured, _Sum) and measured.copies:
@@ -588,9 +610,20 @@ class _Worker:
             total += x
         if line.divisor != 1:
             total /= dtype(line.divisor)
+        if line.large and not math.isfinite(total.sum()):
+            self._add_divided(total, name, start, stop, line, beyond)
         if first is not None and equal is not None:
             np.copyto(total, first, where=equal)
         return self._clamped(name, total) if line.clamp else total
+
+    def _add_divided(self, total: Array, name: str, start: int, stop: int, line: _Sum, beyond: bool) -> None:
+        """Entries that overflowed once more, in float64 and divided before they are added."""
+        entries = np.flatnonzero(~np.isfinite(total))
+        again = np.zeros(entries.size)
+        for coefficient, source in line.terms if entries.size else ():
+            x = self._read(source, name, start, stop, np.float64, "again", beyond)
+            again += x[entries] * (coefficient / line.divisor)
+        total[entries] = again if total.dtype == np.float64 else round_to_odd(again)
 
     def _clamped(self, name: str, wide: Array) -> Array:
         """A variance is not negative, wherever a rule may have moved it."""
@@ -602,22 +635,18 @@ class _Worker:
     def _rows(self, planned: Planned, start: int, stop: int, measured: Any) -> Array:
         """Rows that all have are merged, the rest copied from the first member that has most."""
         assert planned.rows is not None
-        width = planned.size // planned.shape[0] if planned.shape[0] else 0
-        common = min(planned.rows) * width
         out = np.empty(stop - start, _wide(self.job, planned))
-        middle = min(max(common, start), stop)
+        middle = min(max(planned.common, start), stop)
         if start < middle:
             out[: middle - start] = self._combine(planned, start, middle, measured)
         if middle < stop:
-            rows = planned.rows[1:] if planned.base else planned.rows
-            longest = planned.members[rows.index(max(rows))]
-            source = self.job.sources[longest]
-            self._read(source, planned.name, middle, stop, out.dtype.type, "rest")
+            self._read(self.job.longest(planned), planned.name, middle, stop, out.dtype.type, "rest")
             out[middle - start :] = self.buffer("rest", stop - middle, out.dtype.type)
         return out
 
     def _stored(self, source: Source, name: str, start: int, stop: int, beyond: bool = False) -> Array:
         buffer = self.buffer("stored", (stop - start) * DTYPES[source.code(name)][1], np.uint8)
+        self.read += buffer.size
         return source.stored(name, start, stop, buffer.data, beyond=beyond)
 
     def _read(
@@ -656,19 +685,20 @@ class _Worker:
         return planned.name, entry
 
 
-def _integers(job: _Job, planned: Planned) -> memoryview:
+def _integers(job: _Job, planned: Planned, owners: Sequence[Source]) -> memoryview:
     """The integer tensor that the policy chooses."""
-    owners = [job.sources[i] for i in planned.members]
     name = planned.name
     kept = owners[0].bytes(name)
-    if job.integers == "first":
-        return kept
     for source in owners[1:]:
         other = source.bytes(name)
         if other == kept:
             continue
         dtype = np.dtype(DTYPES[planned.code][0]).newbyteorder("<")
         a, b = np.frombuffer(kept, dtype), np.frombuffer(other, dtype)
+        if planned.code == "BOOL":  # any byte but 0 is true
+            a, b = (x.view(np.uint8) != 0 for x in (a, b))
+            if bool((a == b).all()):
+                continue
         largest = job.integers == "max" or (job.integers == "auto" and name.endswith("num_batches_tracked"))
         if not largest:
             i = int(np.flatnonzero(a != b)[0])
@@ -679,6 +709,10 @@ def _integers(job: _Job, planned: Planned) -> memoryview:
             )
         kept = memoryview(np.maximum(a, b)).cast("B")
     return kept
+
+
+class _Stopped(Exception):
+    """Measuring is of no use any more; the reason is raised elsewhere."""
 
 
 class _Inputs(Inputs):
@@ -706,12 +740,12 @@ class _TensorInputs(TensorInputs):
         """Pieces of `BLOCK` entries; rows that not all have are left out."""
         job, planned = self.job, self.planned
         worker = _Worker(job)
-        size = planned.size
-        if planned.rows is not None and planned.shape[0]:
-            size = size // planned.shape[0] * min(planned.rows)
         dtype = _wide(job, planned)
-        for start in range(0, size, BLOCK):
-            stop = min(start + BLOCK, size)
+        for start in range(0, planned.common, BLOCK):
+            if job.stop.is_set():
+                raise _Stopped
+            stop = min(start + BLOCK, planned.common)
+            before = worker.read
             members = [
                 worker._read(job.sources[i], planned.name, start, stop, dtype, ("member", i))
                 for i in planned.members
@@ -719,18 +753,27 @@ class _TensorInputs(TensorInputs):
             base = None
             if planned.base and job.base is not None:
                 base = worker._read(job.base, planned.name, start, stop, dtype, "base")
+            job.count(worker.read - before)
             yield Piece(planned.name, planned.shape, start, stop), members, base
 
 
-def _among(line: Line, members: Sequence[int], count: int) -> Line:
-    """The line through the members that hold a tensor: what the others would have given is left out."""
-    if len(members) == count:
+def _among(line: Line, planned: Planned, job: _Job) -> Line:
+    """The line through the members that hold a tensor.
+
+    Where there is a base the others count as it; else what they would have given is left out.
+    """
+    if len(planned.members) == len(job.labels):
         return line
-    coefficients = [line.coefficients[i] for i in members]
+    coefficients = [line.coefficients[i] for i in planned.members]
     total = math.fsum(coefficients)
-    if line.base == 0 and total != 0:
-        return replace(line, coefficients=coefficients, divisor=total if line.affine else line.divisor)
-    return replace(line, coefficients=coefficients, base=line.divisor - total)
+    if job.rule.needs_base:
+        return replace(line, coefficients=coefficients, base=line.divisor - total)
+    if line.affine and abs(total) <= 1e-12 * sum(map(abs, coefficients)):
+        raise InputError(
+            f"coefficients for {planned.name!r}: expected a sum other than 0 of the members that hold it, "
+            f"got {coefficients}."
+        )
+    return replace(line, coefficients=coefficients, divisor=total if line.affine else line.divisor)
 
 
 def _wide(job: _Job, planned: Planned) -> type[np.floating[Any]]:
@@ -767,6 +810,14 @@ def _array(name: str, planned: Planned, content: Array, torch: bool) -> Any:
         buffer[:] = content.data
 
     return build(name, planned.code, planned.shape, fill, "torch" if torch else "numpy")
+
+
+def _check_counts(chunk: int | None, workers: int) -> None:
+    for name, value in {"chunk": chunk, "workers": workers}.items():
+        if name == "chunk" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}.")
 
 
 def _check_option(name: str, value: str, options: Any) -> None:

@@ -155,44 +155,45 @@ def out_code(dtype: str | None) -> str | None:
 def _common_aliases(
     everything: Sequence[str], sources: Sequence[Source], base: Source | None
 ) -> dict[str, str]:
-    """Names tied in any member, each with the name to write: the first of its group that all members hold.
+    """Names tied in any member, each with the name to write.
 
+    That is the one that the first member that ties them writes, if all hold it, else the first that all hold.
     Where a member holds several names of a group apart, they must hold the same values.
     """
     everyone = [*sources, *([base] if base is not None else [])]
     found: dict[str, str] = {}
     for group, by in _tied_groups(everyone):
-        holders = [source for source in everyone if any(name in source for name in group)]
+        ordered = [name for name in everything if name in group]
+        holders = [source for source in everyone if any(name in source for name in ordered)]
         for source in holders:
-            first, *others = (name for name in everything if name in group and name in source)
+            first, *others = (name for name in ordered if name in source)
             for name in others:
                 if not _same(source, first, name):
                     raise InputError(
-                        f"{source.label}: {first!r} and {name!r} differ, but {by} holds them as one tensor "
+                        f"{source.label}: {first!r} and {name!r} differ, but {by.label} holds them as one tensor "
                         "(tied weights). Pass untie=True (--untie) to merge them apart."
                     )
-        target = next(
-            (name for name in everything if name in group and all(name in source for source in holders)), None
-        )
-        if target is None:
+        shared = [name for name in ordered if all(name in source for source in holders)]
+        if ordered and not shared:
             raise InputError(
                 f"{_some(sorted(group))} are one tensor (tied weights), with no name that all members hold. "
                 "Write them again with the same names, or give rename= (--rename)."
             )
-        found |= {name: target for name in everything if name in group and name != target}
+        target = next((name for name in by.tied.values() if name in shared), shared[0] if shared else None)
+        found |= {name: target for name in ordered if target is not None and name != target}
     return found
 
 
-def _tied_groups(everyone: Sequence[Source]) -> list[tuple[set[str], str]]:
-    """Names that are one tensor, directly or through others, and the label of a member that says so."""
-    groups: list[tuple[set[str], str]] = []
+def _tied_groups(everyone: Sequence[Source]) -> list[tuple[set[str], Source]]:
+    """Names that are one tensor, directly or through others, and the first member that says so."""
+    groups: list[tuple[set[str], Source]] = []
     for source in everyone:
         for pair in source.tied.items():
             if not any(pair[0] in other for other in everyone):
                 continue  # tied by configuration, and written once by all: nothing to do
             joined = [(group, by) for group, by in groups if not group.isdisjoint(pair)]
             groups = [known for known in groups if known not in joined]
-            by = joined[0][1] if joined else source.label
+            by = joined[0][1] if joined else source
             groups.append(({*pair, *(name for group, _ in joined for name in group)}, by))
     return groups
 
