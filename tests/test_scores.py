@@ -44,8 +44,14 @@ def test_a_score_is_found_in_the_current_folder(module):
 
 
 def test_a_score_is_found_in_what_is_installed_and_inside_of_classes():
-    assert load_score("math:sqrt") is math.sqrt
-    assert load_score("json:JSONDecoder.decode") is json.JSONDecoder.decode
+    assert load_score("math:sqrt")(2.0) == math.sqrt(2.0)
+    assert load_score("collections:OrderedDict.fromkeys")("ab") == {"a": None, "b": None}
+
+
+def test_what_a_score_raises_is_told_with_its_place(module):
+    module("def score(theta):\n    x = 1\n    return theta['w']")
+    with pytest.raises(InputError, match=r"own_scores:score failed: KeyError: 'w' \(own_scores.py, line 3\)"):
+        load_score("own_scores:score")({})
 
 
 def test_what_is_no_score_is_an_error_that_says_why(module, tmp_path):

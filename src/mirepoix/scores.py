@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from itertools import chain
@@ -46,7 +47,7 @@ def load_score(name: str) -> Score:
 
     Raises:
         InputError: For a name of another form; for a module that is not found or does not import; for a function
-            that is not in it or cannot be called.
+            that is not in it or cannot be called; later, when the function raises, with what and where.
     """
     module_name, colon, function = name.partition(":")
     if not (colon and module_name and function):
@@ -85,7 +86,27 @@ def load_score(name: str) -> Score:
         found = getattr(found, part)
     if not callable(found):
         raise InputError(f"score: expected {name!r} to be a function of weights, got {type(found).__name__}.")
-    score: Score = found
+
+    def score(theta: Weights) -> Any:
+        try:
+            return found(theta)
+        except InputError:
+            raise
+        except Exception as error:  # what a stranger's function raises is for its author, with the place
+            own = getattr(getattr(found, "__code__", None), "co_filename", None)
+            every = traceback.extract_tb(error.__traceback__)[1:]
+            frames = [frame for frame in every if frame.filename == own] or every
+            place = (
+                f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+                if frames
+                else "an unknown place"
+            )
+            where = getattr(theta, "path", None)
+            on = f" on {where}" if where is not None else ""
+            raise InputError(
+                f"score: {name} failed{on}: {type(error).__name__}: {error} ({place})."
+            ) from error
+
     return score
 
 

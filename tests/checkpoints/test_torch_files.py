@@ -71,14 +71,14 @@ def test_parameters_lose_their_gradient_and_others_are_dropped(tmp_path):
 def test_two_containers_are_a_question(tmp_path):
     other = {"w": torch.zeros(2)}
     torch.save({"state_dict": THETA, "state_dict_ema": other}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"got them in state_dict, state_dict_ema .*container="):
+    with pytest.raises(InputError, match=r"got them in state_dict, state_dict_ema.*container="):
         open_weights(tmp_path / "w.pt")
     assert same(open_weights(tmp_path / "w.pt", container="state_dict_ema"), other)
     torch.save({"model": THETA, **other}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"got them in model, \. "):
+    with pytest.raises(InputError, match=r"got them in model, the top level"):
         open_weights(tmp_path / "w.pt")
     assert same(open_weights(tmp_path / "w.pt", container="."), other)
-    with pytest.raises(InputError, match=r"container 'ema', got none. Weights are in: model, \."):
+    with pytest.raises(InputError, match=r"container 'ema', got none. Weights are in: model, the top level"):
         open_weights(tmp_path / "w.pt", container="ema")
 
 
@@ -163,3 +163,24 @@ def test_real_legacy_files(shared, name, tensors):
     assert len(theta) == tensors
     assert theta["conv1.weight"].shape == (16, 3, 3, 3)
     assert theta["linear.weight"].shape == (10, 64)
+
+
+@pytest.mark.parametrize("key", ["net", "ema", "weights", "module"])
+def test_the_only_place_with_weights_is_taken_whatever_its_name(key, tmp_path):
+    path = tmp_path / "x.pt"
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []}
+    torch.save(
+        {key: {"w": torch.ones(2)}, "acc": 0.9, "optimizer": optimizer, "rng": torch.get_rng_state()}, path
+    )
+    assert set(open_weights(path)) == {"w"}
+
+
+@pytest.mark.parametrize("other", ["model_ema", "ema_state_dict", "discriminator"])
+def test_a_second_set_of_weights_is_never_ignored(other, tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"model": {"w": torch.ones(2)}, other: {"w": torch.zeros(2)}}, path)
+    with pytest.raises(
+        InputError, match=rf"got them in model, {other}. Choose with container= \(--container model\)"
+    ):
+        open_weights(path)
+    assert open_weights(path, container=other)["w"].tolist() == [0, 0]

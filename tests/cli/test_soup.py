@@ -488,3 +488,46 @@ def test_the_printed_score_is_that_of_the_soup(cli, members):
     goal = (a["fc.weight"] + c["fc.weight"]) / 2
     expected = -float((load_file("s.safetensors")["fc.weight"] - goal).square().mean())
     assert read_json("s.json")["selection"]["score"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_soup_that_was_renamed_is_compared_itself(cli, members):
+    cli("soup", *members, "-o", "s.safetensors")
+    os.rename("s.safetensors", "t.safetensors")
+    os.rename("s.json", "t.json")
+    assert cli("rebuild", "t.safetensors", "--verify").code == 0
+    data = bytearray(Path("t.safetensors").read_bytes())
+    data[-1] ^= 1
+    Path("t.safetensors").write_bytes(data)
+    result = cli("rebuild", "t.safetensors", "--verify")
+    assert (result.code, "t.safetensors: other bytes" in result.out) == (1, True)
+
+
+def test_a_score_that_raises_is_named_with_file_and_line(cli, members):
+    Path("judge6.py").write_text("def score(theta):\n    return theta['nothing']\n")
+    result = cli("soup", *members, "-o", "s.safetensors", "-m", "greedy", "--score", "judge6:score")
+    assert result.code == 2
+    assert "judge6:score failed on a.safetensors: KeyError: 'nothing' (judge6.py, line 2)" in result.err
+
+
+def test_a_base_that_is_not_finite_is_named(cli, members):
+    base = load_file("start.safetensors")
+    save_file(base | {"fc.weight": torch.full((4, 6), torch.nan)}, "nan.safetensors")
+    result = cli("soup", *members, "-o", "s.safetensors", "-m", "ties", "--base", "nan.safetensors")
+    assert (result.code, "nan.safetensors holds NaN" in result.err) == (2, True)
+
+
+def test_a_warning_is_a_note(members):
+    save_file({"fc.weight": torch.ones(4, 6).half(), "steps": torch.tensor(3)}, "half.safetensors")
+    command = [
+        sys.executable,
+        "-m",
+        "mirepoix",
+        "soup",
+        "a.safetensors",
+        "half.safetensors",
+        "-o",
+        "s.safetensors",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr.startswith("note: dtypes differ: 'fc.weight' is float32 in a.safetensors")
+    assert "UserWarning" not in result.stderr

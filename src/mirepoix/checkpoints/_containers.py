@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from mirepoix.types import InputError
 __all__ = ["RESAVE", "strip_wrappers", "unwrap"]
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "teacher", "params")
+NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|random|seed|loss|metric|callback|loop", re.IGNORECASE)
+"""Names under which training scripts keep tensors that are no weights."""
+
 WRAPPERS = ("module.", "_orig_mod.")
 RESAVE = (
     "Where you trust the file, re-save its state_dict: torch.save(model.state_dict(), ...), or safetensors."
@@ -28,23 +32,29 @@ def unwrap(
 
     if not isinstance(loaded, Mapping):
         raise InputError(f"{where}: expected weights by name, got {_kind(loaded)}. {RESAVE}")
-    candidates = {name: found for name in CONTAINERS if (found := tensors(loaded.get(name)))}
+    found = {name: tensors(value) for name, value in loaded.items() if isinstance(name, str)}
+    candidates = {
+        name: inside
+        for name, inside in found.items()
+        if inside and (name in CONTAINERS or (_are_weights(inside) and not NO_WEIGHTS.search(name)))
+    }
     top = tensors(loaded)
-    # A counter beside a container is no rival.
-    if not candidates or any(len(tensor.shape) for tensor in top.values()):
+    # A counter or a random state beside a container is no rival.
+    if not candidates or _are_weights({name: x for name, x in top.items() if not NO_WEIGHTS.search(name)}):
         candidates["."] = top
+    places = ", ".join("the top level ('.')" if name == "." else name for name, x in candidates.items() if x)
     if container is not None:
         chosen = tensors(loaded if container == "." else loaded.get(container))
         if not chosen:
             raise InputError(
                 f"{where}: expected tensors in container {container!r}, got none. "
-                f"Weights are in: {', '.join(name for name, found in candidates.items() if found) or 'none'}."
+                f"Weights are in: {places or 'none'}."
             )
         return chosen
     if len(candidates) > 1:
         raise InputError(
-            f"{where}: expected weights in one place, got them in {', '.join(candidates)} ('.' is "
-            "the top level). Choose with open_weights(path, container=...), or re-save the ones you mean."
+            f"{where}: expected weights in one place, got them in {places}. Choose with container= (--container "
+            f"{next(iter(candidates))}), or re-save the ones you mean."
         )
     (theta,) = candidates.values()
     if not theta:
@@ -62,6 +72,11 @@ def strip_wrappers(theta: dict[str, Any]) -> dict[str, Any]:
     return theta
 
 
+def _are_weights(tensors: Mapping[str, Any]) -> bool:
+    """Whether there is more than counters."""
+    return any(len(tensor.shape) for tensor in tensors.values())
+
+
 def _kind(value: Any) -> str:
-    name = type(value).__name__.strip("_").lower()
+    name = type(value).__name__.strip("_").lower().removesuffix("record")
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

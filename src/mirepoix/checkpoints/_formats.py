@@ -56,7 +56,8 @@ def _read_file(path: Path, container: str | None, allow_expand: bool, allow_torc
             raise UnsafeCheckpoint(
                 "legacy-torch",
                 f"{path}: cannot be opened safely, it is a bare pickle, as torch wrote before version 1.6. It was "
-                "not run. Open it with allow_torch_load=True, that is by torch.load(weights_only=True), which "
+                "not run. Open it with allow_torch_load=True (mirepoix convert --allow-torch-load), that is by "
+                "torch.load(weights_only=True), which "
                 f"reads all of it at once. {RESAVE}",
             )
         return read_by_torch(path, container=container)

@@ -7,8 +7,9 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,6 +62,7 @@ def main() -> None:
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _end)  # so that temporary files are removed
+    warnings.showwarning = _note(warnings.showwarning)
     # A job that is long remembers what it has done; the other verbs have written nothing until they end.
     continues = sys.argv[1:2] == ["run"]
     try:
@@ -109,6 +111,18 @@ def _run() -> None:
     except typer.Exit as end:
         sys.exit(end.exit_code)
     sys.exit(0)
+
+
+def _note(show: Callable[..., None]) -> Callable[..., None]:
+    """Our warnings as notes, without the line of source that raised them; others as they were."""
+
+    def note(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if category is UserWarning and f"{os.sep}mirepoix{os.sep}" in filename:
+            typer.echo(f"note: {message}", err=True)
+        else:
+            show(message, category, filename, *rest)
+
+    return note
 
 
 def _end(number: int, _: object) -> None:

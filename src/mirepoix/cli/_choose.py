@@ -47,6 +47,12 @@ def choose(
     for owner, option in TAKES.items():
         if options.get(option) is not None and owner != method:
             raise InputError(f"--{option}: {method} does not take it, {owner} does.")
+    if method == "top-k" and not 1 <= (options.get("top") or 0) <= len(members):
+        raise InputError(
+            f"--method top-k: needs --top, how many members to average, from 1 to {len(members)}."
+        )
+    if method == "threshold" and options.get("delta") is None:
+        raise InputError("--method threshold: needs --delta, how far below the best a score may lie.")
     from mirepoix import selection
     from mirepoix.checkpoints import open_weights
     from mirepoix.merging._inputs import open_source
@@ -76,12 +82,8 @@ def choose(
     elif method == "forward":
         choice = selection.forward_selection(thetas, score, rounds=options.get("rounds"))
     elif method == "top-k":
-        if options.get("top") is None:
-            raise InputError("--method top-k: needs --top, how many members to average.")
         choice = selection.top_k(thetas, score, options["top"])
     else:
-        if options.get("delta") is None:
-            raise InputError("--method threshold: needs --delta, how far below the best a score may lie.")
         choice = selection.threshold(thetas, score, options["delta"])
     # What a soup of members that were only looked at one by one is worth, nobody has seen yet.
     last = score(choice.theta) if method in ("top-k", "threshold") else None
@@ -130,10 +132,15 @@ def _judge(
 ) -> ClassificationScore:
     from mirepoix.scores import ClassificationScore
 
-    if not options.get("model") or not options.get("validation"):
+    if options.get("score"):
         raise InputError(
-            "choosing members needs a score: --model NAME with --validation FOLDER (not for --score with learned), "
-            "or --score module:function."
+            "--method learned: needs a loss with a gradient: --model and --validation, not --score."
+        )
+    missing = [f"--{name}" for name in ("model", "validation") if not options.get(name)]
+    if missing:
+        raise InputError(
+            f"choosing members needs a score: {' and '.join(missing)} missing. Pass --model NAME and --validation "
+            "FOLDER, or --score MODULE:FUNCTION."
         )
     judge = ClassificationScore.of_folder(
         options["model"], options["validation"], metric=options.get("metric") or "accuracy"

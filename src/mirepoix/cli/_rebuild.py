@@ -45,6 +45,7 @@ def rebuild(
     content = read_json(path)
     description, name, recorded = _described(content, path)
     is_file = is_file_name(Path(name))
+    name = path.with_suffix(".safetensors").name if is_file else name  # files may have been renamed together
     there = path.parent / name if is_file else path.parent
     if not verify:
         if out is not None:
@@ -183,12 +184,12 @@ def _differences(again: Sequence[Path], recorded: Mapping[str, Any], folder: Pat
     if len(names) != len(again):
         return [f"{len(again)} files were made, and {len(names)} are in the record"]
     for file, name in zip(sorted(again), names, strict=True):
-        there = folder / name
+        there = folder / file.name
         if verify and there.is_file():
             if not _equal(file, there):
-                found.append(f"{name}: other bytes")
+                found.append(f"{file.name}: other bytes")
         elif digests([file])[file.name] != recorded[name]:
-            found.append(f"{name}: other bytes than recorded")
+            found.append(f"{file.name}: other bytes than recorded")
     return found
 
 

@@ -62,7 +62,7 @@ class Average(LinearRule):
         if negative and not self.extrapolate:
             raise InputError(
                 f"coefficients for {name!r}: expected none below 0, got {negative[0]:g}. "
-                "Pass extrapolate=True to leave the span of the members."
+                "Pass extrapolate=True (--extrapolate) to leave the span of the members."
             )
         try:
             total = math.fsum(values)

@@ -53,6 +53,6 @@ class Interpolation(LinearRule):
         if outside and not self.extrapolate:
             raise InputError(
                 f"t for {name!r}: expected a number in [0, 1], got {t:g}. "
-                "Pass extrapolate=True to leave the segment between the members."
+                "Pass extrapolate=True (--extrapolate) to leave the segment between the members."
             )
         return Line([1 - t, t], clamp=outside)

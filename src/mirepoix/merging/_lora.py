@@ -335,7 +335,7 @@ def _check_mergeable(members: Members, mode: Mode) -> None:
         if adapter.uses_dora:
             raise InputError(
                 f"{adapter.label}: uses DoRA, which is not linear in its factors, so no adapter equals the merge. "
-                "Use merge_into_base, which merges the dense weights."
+                "Use merge_into_base (--lora dense --base BASE), which merges the dense weights."
             )
         if adapter.config.get("ensure_weight_tying"):
             raise InputError(f"{adapter.label}: ties its factors (ensure_weight_tying). Use merge_into_base.")

@@ -656,7 +656,8 @@ class _Worker:
         stored = self._stored(source, name, start, stop, beyond)
         if self.job.check == "inputs" and not np.isfinite(_floats(code, stored)).all():
             raise InputError(
-                f"{source.label}: {name!r} holds NaN or infinity. Leave this member out, or pass check='none'."
+                f"{source.label}: {name!r} holds NaN or infinity. Leave this one out, or pass check='none' "
+                "(--check none)."
             )
         return widen(code, stored, self.buffer(key, stop - start, dtype))
 
@@ -665,14 +666,15 @@ class _Worker:
         if bool(finite.all()):
             return
         name, entry = self._locate(planned, start + int(np.flatnonzero(~finite)[0]))
-        for i in planned.members:
-            source = self.job.sources[i]
+        owners = [self.job.sources[i] for i in planned.members]
+        owners += [self.job.base] if planned.base and self.job.base is not None else []
+        for source in owners:
             rows_here = entry < math.prod(source.shape(name))
             if rows_here and not np.isfinite(source.wide(name, entry, entry + 1)).all():
                 why = f"{source.label} holds NaN or infinity there; leave it out"
                 break
         else:
-            why = "all members are finite there, so the sum or the dtype of the result overflows; use a wider dtype"
+            why = "all that went in is finite there, so the sum or the dtype of the result overflows; use a wider dtype"
         raise InputError(f"{name!r} of the result is not finite: {why}, or pass check='none' (--check none).")
 
     def _locate(self, planned: Planned, entry: int) -> tuple[str, int]:
