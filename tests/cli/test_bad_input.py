@@ -212,7 +212,7 @@ def test_a_full_disk_ends_with_a_message_and_nothing_half_written(finished, tmp_
     command = [sys.executable, "-c", code, *arguments, "--store", "out/store"]
     run = subprocess.run(command, preexec_fn=limited(20_000), capture_output=True, text=True, check=False)
     assert run.returncode == 2, run.stderr
-    assert "no room left" in run.stderr
+    assert "no file may be so large there" in run.stderr
     assert "run the same command again" in run.stderr
     assert "Traceback" not in run.stderr
     for folder in ("new", "out"):
