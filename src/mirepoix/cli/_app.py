@@ -80,10 +80,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            advice = "no file may be so large there. Choose another place, or cut the result (soup: --max-shard 2GB)."
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             advice = "there is no room left. Free some, and run the same command again"
+            if error.errno == errno.EFBIG:
+                advice = "no file may be so large there. Raise the limit, choose another place or, for a soup, pass "
+                advice += "--max-shard 2GB, and run the same command again"
             advice += ": it continues." if continues else "; nothing was written."
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "it may not be written or read. Choose another --out, or change its permissions."
