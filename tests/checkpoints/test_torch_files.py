@@ -184,3 +184,11 @@ def test_a_second_set_of_weights_is_never_ignored(other, tmp_path):
     ):
         open_weights(path)
     assert open_weights(path, container=other)["w"].tolist() == [0, 0]
+
+
+def test_the_name_of_many_training_scripts_is_a_torch_file(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, tmp_path / "checkpoint.pth.tar")
+    assert open_weights(tmp_path / "checkpoint.pth.tar")["w"].tolist() == [1, 1]
+    (tmp_path / "archive.tar").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"got suffix '.tar'. Rename it"):
+        open_weights(tmp_path / "archive.tar")

@@ -46,10 +46,11 @@ def _read_file(path: Path, container: str | None, allow_expand: bool, allow_torc
         return read_shards(path, allow_expand=allow_expand)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix not in TORCH_SUFFIXES:
+    # Many training scripts write checkpoint.pth.tar, which has never been a tar archive.
+    if Path(path.name.removesuffix(".tar")).suffix not in TORCH_SUFFIXES:
         raise InputError(
             f"{path}: expected a file of weights (.safetensors, {', '.join(TORCH_SUFFIXES)}, {INDEX}), got suffix "
-            f"{path.suffix!r}. Convert or rename it."
+            f"{path.suffix!r}. Rename it if it is one of these."
         )
     if _is_legacy(path):
         if not allow_torch_load:
