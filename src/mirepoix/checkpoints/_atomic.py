@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mirepoix.types import InputError
 
-__all__ = ["atomic_path", "write_atomically"]
+__all__ = ["atomic_path", "sync_folder", "write_atomically"]
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         # An error of the clean-up (a disk that became read-only) must not hide the first one.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -63,7 +63,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a loss of power, where the file system can promise it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from mirepoix.checkpoints._atomic import write_atomically
+from mirepoix.checkpoints._atomic import sync_folder, write_atomically
 from mirepoix.checkpoints._entry import LARGEST_NAME
 from mirepoix.checkpoints._json import to_json
 from mirepoix.checkpoints._tensors import DTYPES
@@ -195,7 +195,7 @@ class WeightsWriter:
             weight_map = {name: self.files[shard].name for name, (shard, _, _) in self._places.items()}
             total = {"metadata": {"total_size": expected}, "weight_map": dict(sorted(weight_map.items()))}
             write_atomically(index, to_json(total, index))
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _drop(self) -> None:
         while self._descriptors:
@@ -268,13 +268,3 @@ def _names(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i:05d}-of-{count:05d}{path.suffix}") for i in range(1, count + 1)]
-
-
-def _sync(folder: Path) -> None:
-    """Make the renames survive a loss of power, where the file system can promise it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
