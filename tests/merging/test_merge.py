@@ -215,13 +215,11 @@ except OSError as error:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_real_full_file_system_leaves_nothing(files):
-    mount = os.environ.get("MIREPOIX_SMALL_DISK")
-    if not mount:
-        pytest.skip("no small file system named by MIREPOIX_SMALL_DISK")
+def test_a_real_full_file_system_leaves_nothing(small_disk, tmp_path):
+    save_file({"w": torch.zeros(4_000_000)}, tmp_path / "large.safetensors")  # 16 MB
     with pytest.raises(OSError, match=r"No space left"):
-        merge_files([files["a", torch.float32]] * 2, f"{mount}/o.safetensors")
-    assert os.listdir(mount) == []
+        merge_files([tmp_path / "large.safetensors"] * 2, small_disk / "o.safetensors")
+    assert os.listdir(small_disk) == []
 
 
 def test_a_killed_merge_leaves_nothing_under_the_name(tmp_path):

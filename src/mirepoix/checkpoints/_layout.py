@@ -20,10 +20,10 @@ from typing import Any
 
 from mirepoix.checkpoints._entry import MOST_TENSORS, Entry, Layout, Refused, check_name
 from mirepoix.checkpoints._reader import opened, read_bytes
-from mirepoix.checkpoints._tensors import DTYPES, RawTensor
+from mirepoix.checkpoints._tensors import DTYPES
 from mirepoix.types import UnsafeCheckpoint
 
-__all__ = ["ALIASES", "header", "read_safetensors"]
+__all__ = ["ALIASES", "read_safetensors"]
 
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the format
 ALIASES = "mirepoix.aliases"  # metadata that names tensors written once: {name: the name it is written under}
@@ -47,18 +47,6 @@ TEXT = _pattern(rb'"((?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"
 LIST = _pattern(rb"\[(" + NUMBERS.replace(b" ", rb"\x20") + rb")\]")
 MARK = _pattern(rb"([{}:,])")
 END = re.compile(SPACE + rb"\Z")
-
-
-def header(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a file that holds the tensors one after another in the order given."""
-    fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.data.nbytes
-        fields[name] = {"dtype": tensor.code, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # so that the data begins at a multiple of eight
-    return struct.pack("<Q", len(text)) + text
 
 
 def read_safetensors(path: Path) -> Layout:

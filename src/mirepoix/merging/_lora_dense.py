@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from mirepoix.checkpoints._layout import ALIASES
 from mirepoix.checkpoints._stream import WeightsWriter, index_path, parse_size
 from mirepoix.checkpoints._tensors import DTYPES
 from mirepoix.merging._inputs import EMBEDDINGS, HEADS, Source, open_source
@@ -168,7 +169,7 @@ class _Dense:
     def texts(self) -> dict[str, str]:
         """For the header of the output."""
         names = {name: held for name, held in self.base.tied.items() if name in self.base.names}
-        tied = {"mirepoix.aliases": json.dumps(names)} if names else {}
+        tied = {ALIASES: json.dumps(names)} if names else {}
         return metadata(self.members, "dense") | tied
 
     def check_ties(self) -> None:

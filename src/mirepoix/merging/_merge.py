@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from mirepoix.checkpoints import Checkpoint
+from mirepoix.checkpoints._layout import ALIASES
 from mirepoix.checkpoints._stream import WeightsWriter
 from mirepoix.checkpoints._tensors import DTYPES, build
 from mirepoix.merging._average import Average
@@ -186,7 +187,7 @@ def merge_files(
         _refuse_inputs(Path(out), job)
         texts = {"mirepoix.method": job.rule.method, **(metadata or {})}
         if job.plan.aliases:
-            texts["mirepoix.aliases"] = json.dumps(job.plan.aliases)
+            texts[ALIASES] = json.dumps(job.plan.aliases)
         layout = {name: (planned.code, planned.shape) for name, planned in job.plan.tensors.items()}
         with WeightsWriter(out, layout, metadata=texts, max_shard=max_shard) as writer:
             job.execute(writer.write, chunk, workers, progress, writer)
