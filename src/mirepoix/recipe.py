@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import tomlkit
@@ -30,15 +30,20 @@ Natural = Annotated[int, Field(strict=True, ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """A table of a recipe: strict, and read-only."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Data(_Table):
+class Data(Table):
     """Where the images come from."""
 
+    path: str | None = None
+    """Folder or file of the images inside the one that ``--data`` names; that one itself unless given."""
     dataset: str = "folder"
-    """``digits``, ``folder`` (one sub-folder per domain), ``parquet``, or the name of a known dataset."""
+    """``digits``, ``folder`` (one sub-folder per domain), ``parquet``, or the name of a known dataset; for an
+    auxiliary task also ``digits-parity`` and the others that the built-in images make."""
     size: Count | None = None
     """Side of the images that the network sees, in pixels."""
     augmentation: Literal["domainbed", "none"] | None = None
@@ -53,8 +58,13 @@ class Data(_Table):
     memory_budget: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 4.0
     """GiB of decoded images kept in the cache; more than that is decoded again and again."""
     domain_column: str = "domain"
+    """Of a parquet table; with an empty one, each file is a domain."""
     label_column: str = "label"
     image_column: str | None = None
+    channels: Literal[1, 3] | None = None
+    """Of the MNIST variants: 3 for a network that takes colour images."""
+    limit: Count | None = None
+    """Images per domain, of the MNIST variants and of parquet tables; all of them by default."""
 
     @field_validator("targets", "seeds")
     @classmethod
@@ -64,7 +74,7 @@ class Data(_Table):
         return value
 
 
-class NetworkTable(_Table):
+class NetworkTable(Table):
     """Which network, and its pre-trained weights."""
 
     name: str
@@ -76,7 +86,7 @@ class NetworkTable(_Table):
     frozen_batch_norm: Flag = True
 
 
-class RunTable(_Table):
+class RunTable(Table):
     """Fields of `mirepoix.runs.Run` that a recipe may set."""
 
     steps: Count | None = None
@@ -90,14 +100,19 @@ class RunTable(_Table):
     augment: Flag | None = None
     classifier_steps: Natural | None = None
     check_every: Count | None = None
+    augment_validation: Flag | None = None
     average_from: Count | None = None
+    ema_decay: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = None
+    swad_start_patience: Count | None = None
+    swad_end_patience: Count | None = None
+    swad_tolerance: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
 
     def over(self, base: Run) -> Run:
         """``base`` with the fields that are set here."""
         return base.with_(**self.model_dump(exclude_none=True))
 
 
-class SpaceTable(_Table):
+class SpaceTable(Table):
     """What varies between the runs: a published space, or lists of values to choose from."""
 
     preset: Literal["mild", "extreme", "extreme-small"] | None = None
@@ -124,7 +139,7 @@ class _Choice:
         return self.values[int(random.choice(len(self.values)))]
 
 
-class LoopTable(_Table):
+class LoopTable(Table):
     """Options of the training loop."""
 
     device: str = "auto"
@@ -136,7 +151,7 @@ class LoopTable(_Table):
     """Threads of the processor; 0 leaves the choice to torch."""
 
 
-class Evidence(_Table):
+class Evidence(Table):
     """What the report looks at."""
 
     subsets: Natural = 2
@@ -147,14 +162,9 @@ class Evidence(_Table):
     """The greedy soup keeps a member only if validation rises, instead of if it does not fall."""
 
 
-class Recipe(_Table):
-    """One experiment."""
+class Experiment(Table):
+    """What every kind of recipe has: a network, and how it is trained."""
 
-    name: str
-    title: str = ""
-    source: str = ""
-    members: Count = 8
-    data: Data = Data()
     network: NetworkTable
     pretraining: RunTable | None = None
     """Pre-train on the images that the built-in task sets apart."""
@@ -165,7 +175,6 @@ class Recipe(_Table):
     run: RunTable = RunTable()
     space: SpaceTable = SpaceTable(preset="mild")
     loop: LoopTable = LoopTable()
-    evidence: Evidence = Evidence()
 
     def base_run(self) -> Run:
         """The configuration of run 0."""
@@ -190,14 +199,28 @@ class Recipe(_Table):
             InputError: Naming the table and the field of a value that no run can have.
         """
         base = self.base_run()
-        _blame("probe", self.probe_run)
-        _blame("pretraining", self.pretraining_run)
+        blame("probe", self.probe_run)
+        blame("pretraining", self.pretraining_run)
         for field, values in self.space.model_dump(exclude_none=True, exclude={"preset"}).items():
             for value in values:
-                _blame("space", partial(base.with_, **{field: value}))
+                blame("space", partial(base.with_, **{field: value}))
 
 
-def _blame(table: str, make: Callable[[], Any]) -> None:
+class Recipe(Experiment):
+    """One experiment."""
+
+    name: str
+    title: str = ""
+    source: str = ""
+    members: Count = 8
+    data: Data = Data()
+    evidence: Evidence = Evidence()
+
+
+Checked = TypeVar("Checked", bound=Experiment)
+
+
+def blame(table: str, make: Callable[[], Any]) -> None:
     """Let an error about ``run.<field>`` name the table that the value stands in."""
     try:
         make()
@@ -218,7 +241,7 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -> tuple[Recipe, Path]:
-    """Read and validate a recipe.
+    """Read and validate a recipe of one job.
 
     Args:
         recipe: A TOML file, or the name of a recipe that comes with mirepoix; None is ``digits``.
@@ -231,6 +254,16 @@ def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -
     Raises:
         InputError: Naming the file and the key, what was expected, what came, and the nearest known key.
     """
+    values, path = read_values(recipe, changes)
+    if "datasets" in values:
+        raise InputError(
+            f"{path}: this recipe compares strategies on a benchmark; run it with `mirepoix domainbed run {recipe}`."
+        )
+    return validated(Recipe, values, path), path
+
+
+def read_values(recipe: str | Path | None, changes: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
+    """The values of a recipe's file with the changes applied, not yet validated, and the file."""
     path = _find(recipe)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -238,14 +271,19 @@ def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -
         raise InputError(f"{path}: not a TOML file: {error}.") from None
     for change in changes:
         _set(values, change)
+    return values, path
+
+
+def validated(model: type[Checked], values: dict[str, Any], path: Path) -> Checked:
+    """The values as a recipe of one kind, every configuration that it can lead to tried."""
     try:
-        parsed = Recipe.model_validate(values)
+        parsed = model.model_validate(values)
         parsed.check_runs()
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error, model))) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return parsed, path
+    return parsed
 
 
 def _find(recipe: str | Path | None) -> Path:
@@ -285,17 +323,16 @@ def _set(values: dict[str, Any], change: str) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, model: type[Table]) -> list[str]:
     """One line per problem: the full key, what was expected, what came."""
     lines = []
     for problem in error.errors(include_url=False):
         loc = [str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "list["))]
         key = ".".join(loc)
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(loc[-1], _keys_beside(loc), n=1)
-            hint = (
-                f" (did you mean {near[0]!r}?)" if near else f"; known keys: {', '.join(_keys_beside(loc))}"
-            )
+            known = _keys_beside(loc, model)
+            near = difflib.get_close_matches(loc[-1], known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else f"; known keys: {', '.join(known)}"
             lines.append(f"{key}: unknown key{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")
@@ -306,11 +343,19 @@ def _explain(error: ValidationError) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _keys_beside(loc: Sequence[str]) -> list[str]:
+def _keys_beside(loc: Sequence[str], model: type[Table]) -> list[str]:
     """The known keys of the table in which the key at ``loc`` stands."""
-    table: Any = Recipe
+    table: Any = model
     for part in loc[:-1]:
-        annotation = table.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        table = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        if part.isdigit():  # a place in a list of tables
+            continue
+        table = next(_tables_in(table.model_fields[part].annotation))
     return list(table.model_fields)
+
+
+def _tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The tables that a type speaks of, through unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _tables_in(inner)

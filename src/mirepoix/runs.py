@@ -18,7 +18,11 @@ import numpy as np
 from mirepoix.seeds import seed_hash
 from mirepoix.types import InputError
 
-__all__ = ["EXTREME", "EXTREME_SMALL", "MILD", "SPACES", "Run", "Space", "sample_runs"]
+__all__ = ["COLLECTED", "EXTREME", "EXTREME_SMALL", "MILD", "SPACES", "Run", "Space", "sample_runs"]
+
+
+COLLECTED = ("best", "last", "moving_average", "ema", "swad", "swad_released", "snapshots")
+"""What `Run.collect` can name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +43,17 @@ class Run:
         classifier_steps: First steps that train the classifier alone; then a new optimizer trains all
             weights. With ``classifier_steps=steps`` the run is a linear probe.
         check_every: Steps between two evaluations on ID validation; the last step is always evaluated.
+        augment_validation: Whether ID validation reads augmented images too, as the reference code of the
+            benchmark does; each check draws them anew.
         average_from: First iterate, counted in updates, of the moving average (Arpit et al., 2021: 100).
+        ema_decay: Of the exponential moving average: the share of the past.
+        swad_start_patience: Of SWAD, evaluations without improvement after which the average begins (3).
+        swad_end_patience: Of SWAD, evaluations above the tolerated loss after which it ends (6).
+        swad_tolerance: Of SWAD, how far above the loss at the beginning is tolerated, a share of it (0.3).
         collect: Which weights of the run are its result: ``best`` on ID validation (the earliest maximum),
-            ``last``, or the ``moving_average`` of the iterates. One training yields all of them.
+            ``last``, the ``moving_average`` of the iterates, their exponential one (``ema``), ``swad`` (as
+            published; ``swad_released`` is what its code does), or ``snapshots`` of all evaluations. One training
+            yields all that its trainer keeps.
     """
 
     seed: int = 0
@@ -56,8 +68,13 @@ class Run:
     augment: bool = True
     classifier_steps: int = 0
     check_every: int = 100
+    augment_validation: bool = False
     average_from: int = 100
-    collect: Literal["best", "last", "moving_average"] = "best"
+    ema_decay: float = 0.999
+    swad_start_patience: int = 3
+    swad_end_patience: int = 6
+    swad_tolerance: float = 0.3
+    collect: Literal["best", "last", "moving_average", "ema", "swad", "swad_released", "snapshots"] = "best"
 
     def __post_init__(self) -> None:
         def expect(ok: bool, field: str, expected: str) -> None:
@@ -77,11 +94,11 @@ class Run:
         expect(0 <= self.classifier_steps <= self.steps, "classifier_steps", f"0 to {self.steps} (steps)")
         expect(self.check_every >= 1, "check_every", "at least 1 step")
         expect(self.average_from >= 1, "average_from", "at least 1 update")
-        expect(
-            self.collect in ("best", "last", "moving_average"),
-            "collect",
-            "'best', 'last' or 'moving_average'",
-        )
+        expect(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)")
+        expect(self.swad_start_patience >= 1, "swad_start_patience", "at least 1 evaluation")
+        expect(self.swad_end_patience >= 1, "swad_end_patience", "at least 1 evaluation")
+        expect(math.isfinite(self.swad_tolerance) and self.swad_tolerance >= 0, "swad_tolerance", "0 or more")
+        expect(self.collect in COLLECTED, "collect", f"one of {', '.join(COLLECTED)}")
 
     def with_(self, **changes: Any) -> Run:
         """The same run with some fields changed."""

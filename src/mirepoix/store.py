@@ -34,7 +34,7 @@ from mirepoix.checkpoints import file_digest, fingerprint, open_weights, read_js
 from mirepoix.runs import Run
 from mirepoix.types import Diverged, InputError, Weights
 
-__all__ = ["Store", "StoredWeights", "cached", "code_version", "environment", "key_of"]
+__all__ = ["Store", "StoredWeights", "cached", "code_version", "environment", "key_of", "result_key"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,14 @@ class Store:
             return None
         record = read_json(entry / "record.json")
         return {Path(name).stem: open_weights(entry / name) for name in record["files"]}, record
+
+    def record(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The record of a finished result, without a look at its files."""
+        try:
+            record = read_json(self.entry(kind, key) / "record.json")
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
 
     def get_or_make(self, kind: str, made_of: Mapping[str, Any], make: Callable[[Path], Result]) -> Result:
         """The result made of ``made_of``: found, or made now and kept.
@@ -208,28 +216,11 @@ def cached(train: Any, store: Store, *, made_of: Mapping[str, Any] | None = None
         InputError: If nothing says what ``train`` is made of, or the task has no digest.
         Diverged: If the run diverged, now or when it was made.
     """
-    if made_of is None and not hasattr(train, "made_of"):
-        raise InputError(
-            f"cached: nothing says what {train!r} adds to its results; pass made_of={{...}} with its name, its "
-            "options and a version, so that changing them makes new results."
-        )
-    trainer = dict(made_of) if made_of is not None else train.made_of()
+    described = _described(train, made_of)
+    fits = hasattr(train, "fit")
 
     def lookup(theta: Weights, task: Any, run: Run) -> Weights:
-        digest = getattr(task, "digest", None)
-        if not isinstance(digest, str):
-            raise InputError(
-                f"cached: the task needs a `digest`, a text that names its content; got {task!r}."
-            )
-        fits = hasattr(train, "fit")
-        made_of = {
-            "theta": fingerprint(theta),
-            "task": digest,
-            # One training serves every collector.
-            "run": {**run.to_dict(), "collect": "all"} if fits else run.to_dict(),
-            "train": trainer,
-            "code": code_version() if fits else None,
-        }
+        identity = _identity(train, described, fingerprint(theta), task, run)
 
         def make(workspace: Path) -> Result:
             if not fits:
@@ -240,12 +231,52 @@ def cached(train: Any, store: Store, *, made_of: Mapping[str, Any] | None = None
                 return {}, {"status": "diverged", "step": diverged.step, "message": str(diverged)}
             return fit.weights, fit.record
 
-        weights, record = store.get_or_make("weights", made_of, make)
+        weights, record = store.get_or_make("weights", identity, make)
         if record["status"] == "diverged":
             raise Diverged(record["message"], record["step"])
         return StoredWeights(weights[run.collect], record)
 
     return lookup
+
+
+def result_key(train: Any, theta: Weights | str, task: Any, run: Run) -> str:
+    """The key under which `cached` keeps the result of a training, which need not have been made.
+
+    Args:
+        train: As for `cached`; it says itself what it is made of.
+        theta: The start, or its fingerprint.
+        task: With a ``digest``.
+        run: The configuration.
+    """
+    start = theta if isinstance(theta, str) else fingerprint(theta)
+    return key_of(_identity(train, _described(train, None), start, task, run))
+
+
+def _described(train: Any, made_of: Mapping[str, Any] | None) -> dict[str, Any]:
+    if made_of is None and not hasattr(train, "made_of"):
+        raise InputError(
+            f"cached: nothing says what {train!r} adds to its results; pass made_of={{...}} with its name, its "
+            "options and a version, so that changing them makes new results."
+        )
+    return dict(made_of) if made_of is not None else dict(train.made_of())
+
+
+def _identity(train: Any, described: Mapping[str, Any], start: str, task: Any, run: Run) -> dict[str, Any]:
+    """Everything that decides the outcome of a training."""
+    digest = getattr(task, "digest", None)
+    if not isinstance(digest, str):
+        raise InputError(f"cached: the task needs a `digest`, a text that names its content; got {task!r}.")
+    fits = hasattr(train, "fit")
+    configuration = run.to_dict()
+    if fits and run.collect in train.keep:  # one training serves every collector that is kept
+        configuration["collect"] = "all"
+    return {
+        "theta": start,
+        "task": digest,
+        "run": configuration,
+        "train": dict(described),
+        "code": code_version() if fits else None,
+    }
 
 
 class StoredWeights(Mapping[str, Any]):

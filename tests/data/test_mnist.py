@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mirepoix.data import Task, Transform, colored_mnist, named_task, rotated_mnist
 from mirepoix.types import InputError
 
 TRAIN, TEST = 900, 300
+# Of the tasks made from the files of ``raw``: a change here is another task under an old name.
+ROTATED = "a4b3b9721fc2250303d8d812ced46a07c5dc5b9e10eb56f812beb598ae4215c1"
+COLORED = "515fb024bd58669e8bdd9c222be63812410c1d4d83cbf0647dc1f682bf299628"
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -104,6 +108,85 @@ def test_the_data_seed_and_nothing_else_decides(make, raw: Path) -> None:  # typ
     assert named_task(make(raw).name, raw, data_seed=1).digest == make(raw, data_seed=1).digest
 
 
+def test_the_default_tasks_are_the_same_in_every_version(raw: Path) -> None:
+    assert rotated_mnist(raw).digest == named_task("RotatedMNIST", raw).digest == ROTATED
+    assert colored_mnist(raw).digest == named_task("ColoredMNIST", raw).digest == COLORED
+    assert rotated_mnist(raw, size=28, channels=1, limit=200).digest == ROTATED
+    assert colored_mnist(raw, size=28, channels=2, limit=400).digest == COLORED
+
+
+@pytest.mark.parametrize("size", [28, 32, 33])
+def test_larger_images_are_the_same_within_zeros(size: int, raw: Path) -> None:
+    small, large = rotated_mnist(raw), rotated_mnist(raw, size=size)
+    start = (size - 28) // 2
+    assert large.transform == Transform(size, normalise=False, augmentation="none")
+    for number in range(6):
+        expected = np.zeros((200, 1, size, size), dtype=np.uint8)
+        expected[:, :, start : start + 28, start : start + 28] = pixels(small, number)
+        assert (pixels(large, number) == expected).all()
+        assert (large.domains[number].labels == small.domains[number].labels).all()
+
+
+def test_three_channels_repeat_the_grey_and_are_normalised_like_photographs(raw: Path) -> None:
+    grey, colour = rotated_mnist(raw, size=32), rotated_mnist(raw, size=32, channels=3)
+    assert colour.domains[2].images.shape == (3, 32, 32)
+    assert (pixels(colour, 2) == pixels(grey, 2)).all()  # the one channel against each of the three
+    images = colour.domains[2].images.read(np.arange(5))
+    seen = colour.transform.train(images, torch.Generator())
+    assert (seen == Transform(32).plain(images)).all()  # as a folder task validates
+    assert images.is_contiguous()
+    assert seen[0, :, 0, 0].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+
+
+def test_three_channels_of_colours_leave_blue_empty(raw: Path) -> None:
+    two, three = colored_mnist(raw, size=30), colored_mnist(raw, size=30, channels=3)
+    assert three.transform == Transform(30, augmentation="none")
+    assert two.transform == Transform(30, normalise=False, augmentation="none")
+    for number in range(3):
+        assert (pixels(three, number)[:, :2] == pixels(two, number)).all()
+        assert not pixels(three, number)[:, 2].any()
+        assert (three.domains[number].labels == two.domains[number].labels).all()
+
+
+@pytest.mark.parametrize("make", [colored_mnist, rotated_mnist])
+def test_a_limit_keeps_the_first_of_each_domain(make, raw: Path) -> None:  # type: ignore[no-untyped-def]
+    every, some = make(raw, data_seed=4), make(raw, data_seed=4, limit=7)
+    for number, domain in enumerate(some.domains):
+        assert len(domain) == 7
+        assert (pixels(some, number) == pixels(every, number)[:7]).all()
+        assert (domain.labels == every.domains[number].labels[:7]).all()
+    count = len(every.domains[0])
+    note = f"domain {every.domain_names[0]!r} has the first 7 of {count} images (limit)"
+    assert note in some.notes
+    assert not any("limit" in note for note in make(raw, limit=count).notes)
+    assert named_task(some.name, raw, data_seed=4, limit=7).digest == some.digest
+    assert make(raw, data_seed=5, limit=7).digest != some.digest
+
+
+def test_a_named_task_takes_the_same_form(raw: Path) -> None:
+    rotated = named_task("RotatedMNIST", raw, size=32, channels=3, limit=20)
+    assert rotated.digest == rotated_mnist(raw, size=32, channels=3, limit=20).digest
+    colored = named_task("ColoredMNIST", raw, size=32, channels=3, limit=20)
+    assert colored.digest == colored_mnist(raw, size=32, channels=3, limit=20).digest
+
+
+def test_forms_that_do_not_exist_are_refused(raw: Path) -> None:
+    with pytest.raises(InputError, match=r"RotatedMNIST: size: expected at least the digits' 28 .* got 27"):
+        rotated_mnist(raw, size=27)
+    with pytest.raises(InputError, match=r"RotatedMNIST: channels: expected 1, or 3 for .* got 2"):
+        rotated_mnist(raw, channels=2)
+    with pytest.raises(InputError, match=r"ColoredMNIST: channels: expected 2, or 3 for .* got 1"):
+        colored_mnist(raw, channels=1)
+    with pytest.raises(InputError, match=r"ColoredMNIST: limit: expected at least 1 image .* got 0"):
+        colored_mnist(raw, limit=0)
+
+
+def test_images_of_another_size_are_refused(raw: Path) -> None:
+    (raw / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((TEST, 14, 20), dtype=np.uint8)))
+    with pytest.raises(InputError, match=r"expected images of 28 x 28 pixels, got 14 x 20 in t10k"):
+        rotated_mnist(raw)
+
+
 def test_missing_files_are_named(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte, gzipped or not, in .*/nowhere/MNIST/raw"):
         rotated_mnist(tmp_path / "nowhere")
@@ -138,3 +221,6 @@ def test_the_real_digits_have_the_published_sizes(shared: Path) -> None:
     assert [len(domain) for domain in rotated.domains] == [11667] * 4 + [11666] * 2
     assert [len(domain) for domain in colored.domains] == [23334, 23333, 23333]
     assert rotated.notes == colored.notes == ()
+    # These are in published records: the default form must never change.
+    assert rotated.digest == "be9ae170ca637fa5b5cfbdc97833b24a18f3f5a3cd03374537d61e60c5d69550"
+    assert colored.digest == "d5844ca77cc99c40353217bb9c1bd37cc14affcd20151349cd8cdc2cb52e127d"

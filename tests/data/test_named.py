@@ -75,8 +75,20 @@ def test_errors_name_the_nearest_dataset_and_the_expected_folder(tmp_path: Path)
         InputError, match=r"PACS: expected the folder .*/PACS with the sub-folders art_painting"
     ):
         named_task("PACS", tmp_path)
-    with pytest.raises(InputError, match=r"RotatedMNIST: expected size 28, .* got size 32"):
-        named_task("RotatedMNIST", tmp_path, size=32)
+
+
+def test_options_that_a_dataset_does_not_take_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"RotatedMNIST: size: expected at least .* 28 pixels, .* got 27"):
+        named_task("RotatedMNIST", tmp_path, size=27)
+    with pytest.raises(InputError, match=r"ColoredMNIST: expected augmentation 'none' and all domains, got"):
+        named_task("ColoredMNIST", tmp_path, augmentation="domainbed")
+    with pytest.raises(InputError, match=r"all domains, got augmentation None and domains \['15'\]"):
+        named_task("RotatedMNIST", tmp_path, domains=["15"])
+    only = r"PACS: expected the options channels and limit for ColoredMNIST and RotatedMNIST only, .* got "
+    with pytest.raises(InputError, match=only + "channels 3 and limit None"):
+        named_task("PACS", tmp_path, channels=3)
+    with pytest.raises(InputError, match=only + "channels None and limit 5"):
+        named_task("PACS", tmp_path, limit=5)
 
 
 @pytest.mark.shared

@@ -2,7 +2,12 @@
 
 from mirepoix.data._batches import draw, evaluation_batches, prefetch
 from mirepoix.data._cache import Loading
-from mirepoix.data._digits import digits_pretraining_task, digits_task
+from mirepoix.data._digits import (
+    AUXILIARY_DIGITS,
+    digits_auxiliary_task,
+    digits_pretraining_task,
+    digits_task,
+)
 from mirepoix.data._folder import folder_task
 from mirepoix.data._images import Images, IntArray
 from mirepoix.data._mnist import colored_mnist, rotated_mnist
@@ -13,6 +18,7 @@ from mirepoix.data._task import Domain, Split, Subset, Task
 from mirepoix.data._transform import Transform
 
 __all__ = [
+    "AUXILIARY_DIGITS",
     "Domain",
     "Images",
     "IntArray",
@@ -22,6 +28,7 @@ __all__ = [
     "Task",
     "Transform",
     "colored_mnist",
+    "digits_auxiliary_task",
     "digits_pretraining_task",
     "digits_task",
     "draw",

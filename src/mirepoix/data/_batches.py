@@ -56,14 +56,21 @@ def draw(
 
 
 def evaluation_batches(
-    subset: Subset, transform: Transform, *, batch_size: int = 256, device: Device = None
+    subset: Subset,
+    transform: Transform,
+    *,
+    batch_size: int = 256,
+    device: Device = None,
+    augmented: torch.Generator | None = None,
 ) -> Iterator[Batch]:
-    """Every sample once, in the order of the subset, without augmentation."""
+    """Every sample once, in the order of the subset, without augmentation unless a generator for it is given."""
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1 image, got {batch_size}.")
     for first in range(0, len(subset), batch_size):
         indices = subset.indices[first : first + batch_size]
-        yield _batch(subset, indices, transform.plain(_raw(subset, indices, device)))
+        images = _raw(subset, indices, device)
+        seen = transform.plain(images) if augmented is None else transform.train(images, augmented)
+        yield _batch(subset, indices, seen)
 
 
 def _raw(subset: Subset, indices: IntArray, device: Device) -> Tensor:

@@ -74,6 +74,8 @@ def named_task(
     data_seed: int = 0,
     augmentation: Literal["domainbed", "none"] | None = None,
     domains: Sequence[str] | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
     **loading: Unpack[Loading],
 ) -> Task:
     """A dataset of the benchmark, checked against its published counts.
@@ -81,28 +83,40 @@ def named_task(
     Args:
         dataset: PACS, VLCS, OfficeHome, TerraIncognita, DomainNet, SVIRO, ColoredMNIST or RotatedMNIST.
         root: The folder that contains the dataset's folder, or that folder itself.
-        size: Side in pixels of what the network sees: 224 by default, and always 28 for the MNIST variants.
+        size: Side in pixels of what the network sees: 224 by default; 28 by default and at least for the
+            MNIST variants.
         data_seed: Of the MNIST variants, which are generated: it deals the digits and draws the noise.
         augmentation: ``domainbed`` by default; the MNIST variants have none.
-        domains: Names of the domains to use; all of them by default.
+        domains: Names of the domains to use; all of them by default, and always for the MNIST variants.
+        channels: Of the MNIST variants only: 3 for a network that takes colour images, see
+            ``rotated_mnist``.
+        limit: Images per domain, of the MNIST variants only; all of them by default.
         **loading: As for ``folder_task``: ``cache_dir``, ``memory_budget``, ``skip_unreadable``, ``workers``,
             ``progress``. The MNIST variants need none of them.
 
     Raises:
-        InputError: For an unknown name, a missing folder, or what ``folder_task`` refuses.
+        InputError: For an unknown name, a missing folder, an option that this dataset does not take, or what
+            ``folder_task`` or ``rotated_mnist`` refuse.
     """
     if dataset in GENERATED:
-        if size not in (None, 28) or augmentation not in (None, "none") or domains is not None:
+        if augmentation not in (None, "none") or domains is not None:
             raise InputError(
-                f"{dataset}: expected size 28, augmentation 'none' and all domains, got size {size}, "
-                f"augmentation {augmentation!r} and domains {domains}. Leave these options out."
+                f"{dataset}: expected augmentation 'none' and all domains, got augmentation {augmentation!r} "
+                f"and domains {domains}. Leave these options out."
             )
-        return GENERATED[dataset](root, data_seed=data_seed)
+        form = {"size": size, "channels": channels, "limit": limit}
+        given = {option: value for option, value in form.items() if value is not None}
+        return GENERATED[dataset](root, data_seed=data_seed, **given)
     if dataset not in PUBLISHED:
         known = [*PUBLISHED, *GENERATED]
         raise InputError(
             f"expected the name of a dataset, got {dataset!r}.{nearest(dataset, known)} "
             f"Datasets: {', '.join(known)}; any other folder is a `folder_task`."
+        )
+    if channels is not None or limit is not None:
+        raise InputError(
+            f"{dataset}: expected the options channels and limit for {' and '.join(GENERATED)} only, which "
+            f"are generated, got channels {channels} and limit {limit}. Leave them out."
         )
     published = PUBLISHED[dataset]
     task = folder_task(

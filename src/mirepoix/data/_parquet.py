@@ -13,8 +13,10 @@ import numpy as np
 from mirepoix.data._cache import Loading, read_pictures
 from mirepoix.data._folder import assemble, check_classes, check_domain_count
 from mirepoix.data._images import IntArray
+from mirepoix.data._mnist import check_limit
 from mirepoix.data._task import Task, digest_of, nearest
 from mirepoix.data._transform import Transform
+from mirepoix.seeds import stream
 from mirepoix.types import InputError
 
 __all__ = ["parquet_task"]
@@ -32,6 +34,8 @@ def parquet_task(
     size: int = 224,
     augmentation: Literal["domainbed", "none"] = "domainbed",
     domains: Sequence[str] | None = None,
+    limit: int | None = None,
+    data_seed: int = 0,
     **loading: Unpack[Loading],
 ) -> Task:
     """A task from a table with one picture per row; it needs ``pip install 'mirepoix[data]'``.
@@ -41,24 +45,32 @@ def parquet_task(
     Args:
         source: A Parquet file, a folder of them, or the name of a dataset on the hub.
         domain_column: Column that names the domain of a row; ``None`` makes each split of the dataset (or
-            each file, by its path in the folder without the extension) a domain.
-        label_column: Column of the class: a number or a name.
+            each file, by its path in the folder without the extension) a domain. One domain is then enough:
+            split such a task with target ``None``.
+        label_column: Column of the class: a number or a name. Classes are named as the table's ``ClassLabel``
+            names them, or else after their values.
         image_column: Column of the encoded pictures; by default ``image`` or ``img``.
         name: Of the task; that of the source by default.
         size: Side in pixels of what the network sees.
         augmentation: Of training images.
         domains: Names of the domains to use; all of them by default.
+        limit: Images per domain; all of them by default. Which ones depends on the data seed, the name of
+            the domain and its number of rows only; a smaller limit takes some of those that a larger one
+            takes. Only these are decoded, a note states them, and the classes are those of all rows.
+        data_seed: Of the choice of ``limit`` images, and of nothing else.
         **loading: As for ``folder_task``. ``cache_dir`` also receives the tables as the ``datasets`` library
             keeps them.
 
     Raises:
         InputError: For a missing library, source or column, rows without a domain or a class, fewer than two
-            domains or classes, or unreadable pictures.
+            domains of a domain column, fewer than two classes, a limit below 1, or unreadable pictures.
     """
+    check_limit(source, limit)
     transform = Transform(size, augmentation=augmentation)
     table, key = _table(source, domain_column, loading.get("cache_dir"))
     columns = table.column_names
     image_column = image_column or next((column for column in IMAGE_COLUMNS if column in columns), "image")
+    one_is_enough = domain_column is None
     domain_column = domain_column or SPLIT
     for column in (image_column, label_column, domain_column):
         if column not in columns:
@@ -83,21 +95,43 @@ def parquet_task(
                 f"Domains: {', '.join(known)}."
             )
     chosen = [domain for domain in known if domains is None or domain in domains]
-    check_domain_count(source, chosen)
-    rows = [np.flatnonzero(places == domain) for domain in chosen]
-    classes, labels = _labels(source, table, label_column, np.concatenate(rows))
+    if not (one_is_enough and len(chosen) == 1):
+        check_domain_count(source, chosen)
+    every = [np.flatnonzero(places == domain) for domain in chosen]
+    classes, labels = _labels(source, table, label_column, np.concatenate(every))
+    rows = [_limited(some, limit, data_seed, domain) for some, domain in zip(every, chosen, strict=True)]
+    drawn = [
+        f"domain {domain!r} has {len(some):,} of {len(all_):,} rows, drawn with data seed {data_seed} (limit)"
+        for domain, some, all_ in zip(chosen, rows, every, strict=True)
+        if len(some) < len(all_)
+    ]
+    choice = (limit, data_seed) if drawn else ()
     shelves, notes = read_pictures(
         [[_RowPicture(table, image_column, int(row), picture_of) for row in some] for some in rows],
         size=size,
-        key=None if key is None else digest_of(key, image_column, domain_column, chosen),
+        key=None if key is None else digest_of(key, image_column, domain_column, chosen, *choice),
         **loading,
     )
     return assemble(
-        name or Path(source).stem, classes, chosen, [labels[some] for some in rows], shelves, transform, notes
+        name or Path(source).stem,
+        classes,
+        chosen,
+        [labels[some] for some in rows],
+        shelves,
+        transform,
+        [*drawn, *notes],
     )
 
 
 SPLIT = "__split__"
+
+
+def _limited(rows: IntArray, limit: int | None, data_seed: int, domain: str) -> IntArray:
+    """The first of a permutation of these rows, back in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    order = stream("rows of a table", int(data_seed), domain).permutation(len(rows))
+    return rows[np.sort(order[:limit])]
 
 
 @dataclass(frozen=True, slots=True)

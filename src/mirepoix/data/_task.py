@@ -85,6 +85,7 @@ class Split:
     Attributes:
         task: The whole task.
         target: The left-out domain, or ``None`` when every domain is trained on.
+        without: Domains that are left out too, and are not tested on either.
         data_seed: Of the division into train and validation.
         holdout: Fraction of each source domain that validates.
         train: One subset per source domain.
@@ -94,19 +95,31 @@ class Split:
 
     task: Task
     target: str | None
+    without: tuple[str, ...]
     data_seed: int
     holdout: float
     train: tuple[Subset, ...]
     validation: tuple[Subset, ...]
     test: tuple[Subset, ...]
 
+    @property
+    def left_out(self) -> tuple[Subset, ...]:
+        """Every domain that is left out, whole: the target and the others."""
+        return tuple(
+            Subset(domain, number, np.arange(len(domain), dtype=np.int64))
+            for number, domain in enumerate(self.task.domains)
+            if domain.name in (self.target, *self.without)
+        )
+
     @cached_property
     def digest(self) -> str:
-        """A fingerprint of the contents and of which sample plays which part."""
+        """A fingerprint of the contents and of which samples train and validate.
+
+        What is tested on is not part of it: leaving two domains out, and testing on either, is one training.
+        """
         return digest_of(
             "split",
             self.task.digest,
-            self.target,
             self.data_seed,
             self.holdout,
             *(part for subset in (*self.train, *self.validation) for part in (subset.number, subset.indices)),
@@ -140,7 +153,14 @@ class Task:
         """The names of the domains, in order."""
         return tuple(domain.name for domain in self.domains)
 
-    def split(self, target: str | None, *, data_seed: int = 0, holdout: float = 0.2) -> Split:
+    def split(
+        self,
+        target: str | None,
+        *,
+        data_seed: int = 0,
+        holdout: float = 0.2,
+        without: Sequence[str] = (),
+    ) -> Split:
         """Leave one domain out and divide each of the others into train and ID validation.
 
         The division of a domain depends on the data seed, its number and its size only, so it is the same
@@ -150,23 +170,27 @@ class Task:
             target: Name of the domain to leave out; ``None`` trains on all of them.
             data_seed: Which division.
             holdout: Fraction of each source domain that validates.
+            without: Names of further domains to leave out; they are not tested on.
 
         Raises:
             InputError: For a target that does not exist, a holdout outside (0, 1), no domain left to train
                 on, or a source domain too small to divide.
         """
-        if target is not None and target not in self.domain_names:
-            raise InputError(
-                f"expected a domain of {self.name} as target, got {target!r}."
-                f"{nearest(target, self.domain_names)} Domains: {', '.join(self.domain_names)}."
-            )
+        for name in (target, *without):
+            if name is not None and name not in self.domain_names:
+                raise InputError(
+                    f"expected a domain of {self.name} as target, got {name!r}."
+                    f"{nearest(name, self.domain_names)} Domains: {', '.join(self.domain_names)}."
+                )
         if not 0 < holdout < 1:
             raise InputError(f"holdout: expected a fraction between 0 and 1, got {holdout!r}.")
-        sources = [(number, domain) for number, domain in enumerate(self.domains) if domain.name != target]
+        left_out = {target, *without}
+        sources = [(i, domain) for i, domain in enumerate(self.domains) if domain.name not in left_out]
         if not sources:
+            count = {1: "one"}.get(len(left_out), len(left_out))
             raise InputError(
-                f"{self.name}: expected at least 2 domains, one to leave out and one to train on, got "
-                f"{len(self.domains)}. Add a domain, or train on all of them with target None."
+                f"{self.name}: expected at least {len(left_out) + 1} domains, {count} to leave out and one to train "
+                f"on, got {len(self.domains)}. Add a domain, or train on all of them with target None."
             )
         train, validation = [], []
         for number, domain in sources:
@@ -186,7 +210,7 @@ class Task:
             for number, domain in enumerate(self.domains)
             if domain.name == target
         )
-        return Split(self, target, data_seed, holdout, tuple(train), tuple(validation), test)
+        return Split(self, target, tuple(without), data_seed, holdout, tuple(train), tuple(validation), test)
 
 
 def make_task(

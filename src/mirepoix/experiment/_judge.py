@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from mirepoix.checkpoints import fingerprint
 from mirepoix.data import Split, Subset, evaluation_batches
+from mirepoix.merging import reestimate_batch_norm
 from mirepoix.metrics import accuracy
-from mirepoix.models import NetworkSpec
+from mirepoix.models import NetworkSpec, has_batch_norm
 from mirepoix.predictions import Predictions, predict
 from mirepoix.store import Store, code_version
-from mirepoix.types import Weights
+from mirepoix.types import Batch, Weights
 
 __all__ = ["Judge"]
 
@@ -50,6 +52,7 @@ class Judge:
             "network": self.network.to_dict(),
             "split": self.split.digest,
             "part": part,
+            "target": self.split.target if part == "test" else None,
             "code": code_version(),
         }
 
@@ -82,6 +85,20 @@ class Judge:
         """Accuracy on all validation images pooled, so that domains weigh by size: what greedy soups use."""
         return float(accuracy(self.logits(theta, "validation"), self.labels("validation")))
 
+    def refresh(self, theta: Weights) -> Weights:
+        """What averaged weights need before they predict: nothing, or batch-norm statistics of their own."""
+        if self.network.frozen_batch_norm or not has_batch_norm(self.network):
+            return theta
+        self.model.load_state_dict(dict(theta))
+        transform = self.split.task.transform
+        # As in training, a batch holds images of every source domain.
+        domains = [
+            itertools.islice(evaluation_batches(subset, transform, batch_size=64, device=self.device), 32)
+            for subset in self.split.train
+        ]
+        joint = (_joint([batch for batch in row if batch]) for row in itertools.zip_longest(*domains))
+        return reestimate_batch_norm(self.model, (batch for batch in joint if len(batch.labels) > 1))
+
     def id_accuracy(self, logits: Tensor) -> float:
         """Mean over source domains of the validation accuracy: what checkpoints and runs are chosen by."""
         labels, domains = self.labels("validation"), self.domains("validation")
@@ -94,3 +111,11 @@ class Judge:
     def ood_accuracy(self, logits: Tensor) -> float:
         """Accuracy on all images of the target domain."""
         return float(accuracy(logits, self.labels("test")))
+
+
+def _joint(batches: Sequence[Batch]) -> Batch:
+    return Batch(
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.domains for batch in batches]),
+    )

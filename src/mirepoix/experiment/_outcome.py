@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,15 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from mirepoix.data import Split, Task, evaluation_batches
+from mirepoix.data import Split, Task
 from mirepoix.ensembles import average_logits
 from mirepoix.experiment._evidence import look_into
 from mirepoix.experiment._files import keep
 from mirepoix.experiment._judge import Judge
 from mirepoix.experiment._start import Start
 from mirepoix.heads import linear_probe
-from mirepoix.merging import reestimate_batch_norm
-from mirepoix.models import has_batch_norm
 from mirepoix.predictions import Predictions
 from mirepoix.recipe import Recipe
 from mirepoix.runs import Run, sample_runs
@@ -27,7 +24,7 @@ from mirepoix.selection import Choice, best, greedy
 from mirepoix.store import Store, cached
 from mirepoix.strategies import diwa, fine_tuning, moving_average, wise
 from mirepoix.training import Trainer
-from mirepoix.types import Batch, Diverged, InputError, Train, Weights
+from mirepoix.types import Diverged, InputError, Train, Weights
 from mirepoix.weights import average, interpolate
 
 __all__ = ["Job", "Outcome", "Progress", "outcome_of"]
@@ -101,7 +98,7 @@ def outcome_of(job: Job, split: Split) -> Outcome:
 
     job.progress.stage(f"{_where(job, split)}: combining and measuring")
     judge = Judge(job.start.network, split, job.store, job.device)
-    refresh = _refresh_with(job, judge)
+    refresh = judge.refresh
     combined = _combine(job, split, judge, refresh, start, runs)
     names = [f"run-{number}" for number in numbers]
     models: dict[str, Weights] = dict(zip(names, combined.members, strict=True))
@@ -304,31 +301,3 @@ def _run_row(outcome: Outcome, number: int, run: Run, *, status: str, **values: 
         **values,
         "configuration": {name: value for name, value in run.to_dict().items() if name != "collect"},
     }
-
-
-def _refresh_with(job: Job, judge: Judge) -> Callable[[Weights], Weights]:
-    """What averaged weights need before they predict: nothing, or new batch-norm statistics."""
-    network = job.start.network
-    if network.frozen_batch_norm or not has_batch_norm(network):
-        return lambda theta: theta
-
-    def refresh(theta: Weights) -> Weights:
-        judge.model.load_state_dict(dict(theta))
-        transform = judge.split.task.transform
-        # As in training, a batch holds images of every source domain.
-        domains = [
-            itertools.islice(evaluation_batches(subset, transform, batch_size=64, device=judge.device), 32)
-            for subset in judge.split.train
-        ]
-        joint = (_joint([batch for batch in row if batch]) for row in itertools.zip_longest(*domains))
-        return reestimate_batch_norm(judge.model, (batch for batch in joint if len(batch.labels) > 1))
-
-    return refresh
-
-
-def _joint(batches: Sequence[Batch]) -> Batch:
-    return Batch(
-        torch.cat([batch.images for batch in batches]),
-        torch.cat([batch.labels for batch in batches]),
-        torch.cat([batch.domains for batch in batches]),
-    )

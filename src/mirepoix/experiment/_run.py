@@ -18,7 +18,7 @@ from mirepoix.checkpoints import read_json, write_json
 from mirepoix.experiment._outcome import Job, Progress, outcome_of
 from mirepoix.experiment._start import build_start
 from mirepoix.experiment._table import build_report
-from mirepoix.experiment._task import build_task
+from mirepoix.experiment._task import DIGITS_SIZE, build_task
 from mirepoix.recipe import Recipe
 from mirepoix.store import Store, environment
 from mirepoix.training import Loop, Trainer, choose_device
@@ -101,7 +101,10 @@ def _run(
     pretraining = recipe.pretraining_run()
     progress.plan(_planned_steps(recipe, len(splits)))
     progress.stage("preparing the start", pretraining.steps if pretraining else 0)
-    start = build_start(recipe, task, data, recipe_path, results, Loop(**options), progress.training)
+    digits = (recipe.data.size or DIGITS_SIZE) if recipe.data.dataset == "digits" else None
+    start = build_start(
+        recipe, task, data, recipe_path, results, Loop(**options), progress.training, digits=digits
+    )
     job = Job(
         recipe=recipe,
         task=task,

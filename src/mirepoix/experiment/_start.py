@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from mirepoix.checkpoints import fingerprint
 from mirepoix.data import Task, digits_pretraining_task
 from mirepoix.heads import with_head
 from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
-from mirepoix.recipe import Recipe
+from mirepoix.recipe import Experiment
 from mirepoix.store import Store, cached
 from mirepoix.training import Loop, Trainer
 from mirepoix.types import Diverged, InputError, Weights
@@ -36,15 +37,28 @@ class Start:
 
 
 def build_start(
-    recipe: Recipe,
+    recipe: Experiment,
     task: Task,
     data: Path | None,
     recipe_path: Path,
     store: Store,
     loop: Loop,
-    on_progress: Callable[[int, int, float, float | None], None],
+    on_progress: Callable[[int, int, float, float | None], None] | None = None,
+    *,
+    digits: int | None = None,
 ) -> Start:
-    """Load the pre-trained weights the recipe names, or make them on the set-apart built-in images."""
+    """Load the pre-trained weights the recipe names, or make them on the set-apart built-in images.
+
+    Args:
+        recipe: What to start from.
+        task: Whose classes the classifier is for.
+        data: What ``--data`` named.
+        recipe_path: Its folder is looked through for files of weights.
+        store: Where a pre-training is kept.
+        loop: Of a pre-training.
+        on_progress: Told of a pre-training.
+        digits: Size of the built-in images, where it is them that the recipe uses.
+    """
     table = recipe.network
     channels = task.domains[0].images.shape[0]
     network = NetworkSpec(
@@ -58,15 +72,16 @@ def build_start(
     theta: Weights
     pretraining = recipe.pretraining_run()
     if pretraining is not None:
-        if recipe.data.dataset != "digits":
+        if digits is None:
             raise InputError(
                 "pretraining: only the built-in 'digits' sets images apart; name network.weights instead."
             )
-        source = digits_pretraining_task(size=recipe.data.size or 16)
+        source = digits_pretraining_task(size=digits)
         run = pretraining.with_(collect="last")
-        trainer = Trainer(network, loop=loop, on_progress=on_progress)
+        whole = dataclasses.replace(network, classes=len(source.classes))
+        trainer = Trainer(whole, loop=loop, on_progress=on_progress)
         try:
-            pretrained = cached(trainer, store)(initial_weights(network), source.split(None), run)
+            pretrained = cached(trainer, store)(initial_weights(whole), source.split(None), run)
         except Diverged as diverged:
             raise InputError(
                 f"the pre-training diverged: {diverged} Lower pretraining.learning_rate."

@@ -13,6 +13,7 @@ from mirepoix.types import InputError
 __all__ = ["build_task"]
 
 DEFAULT_SIZE = 224
+DIGITS_SIZE = 16
 
 
 def build_task(
@@ -26,15 +27,18 @@ def build_task(
         cache_dir: Where decoded images are kept.
         progress: Called with images done, all images, and a text.
     """
-    if table.dataset == "digits":
+    if table.dataset == "digits" or table.dataset.startswith("digits-"):
         if folder is not None:
             raise InputError(
-                f"--data {folder}: the recipe's dataset is 'digits', which is built in and reads no folder. "
+                f"--data {folder}: the recipe's dataset is {table.dataset!r}, which is built in and reads no folder. "
                 "Use a recipe with data.dataset = 'folder', or leave --data out."
             )
         if table.augmentation not in (None, "none"):
             raise InputError("data.augmentation: the built-in digits have none; leave it out.")
-        return room.digits_task(size=table.size or 16)
+        size = table.size or DIGITS_SIZE
+        if table.dataset == "digits":
+            return room.digits_task(size=size)
+        return room.digits_auxiliary_task(table.dataset.removeprefix("digits-"), size=size)
     if folder is None:
         raise InputError(
             f"the recipe's dataset is {table.dataset!r}: name the folder of its images with --data DIR."
@@ -52,9 +56,11 @@ def build_task(
     if table.dataset == "parquet":
         return room.parquet_task(
             folder,
-            domain_column=table.domain_column,
+            domain_column=table.domain_column or None,
             label_column=table.label_column,
             image_column=table.image_column,
+            limit=table.limit,
+            data_seed=table.seeds[0],
             size=size,
             augmentation=augmentation,
             **options,
@@ -64,6 +70,8 @@ def build_task(
         folder,
         size=table.size,
         data_seed=table.seeds[0],
+        channels=table.channels,
+        limit=table.limit,
         augmentation=table.augmentation,
         **options,
     )

@@ -6,7 +6,7 @@ training serves all of its collectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +57,61 @@ class Collector(Protocol):
 
 def _copy(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in theta.items()}
+
+
+def _floats(theta: Mapping[str, Tensor]) -> list[Tensor]:
+    return [tensor.detach() for tensor in theta.values() if tensor.is_floating_point()]
+
+
+def _with_floats(theta: Mapping[str, Tensor], values: Iterable[Tensor]) -> dict[str, Tensor]:
+    """A copy of the weights with other floating-point values, rounded to the dtypes of the weights."""
+    result = _copy(theta)
+    names = [name for name, tensor in result.items() if tensor.is_floating_point()]
+    for name, value in zip(names, values, strict=True):
+        result[name] = value.to("cpu", result[name].dtype, copy=True).contiguous()
+    return result
+
+
+def _wide_copy(values: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in float64, or in float32 on a device that has nothing wider."""
+    return [
+        value.to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
+        for value in values
+    ]
+
+
+class _Sum:
+    """A running sum of lists of tensors, in float64 where the device has it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._totals: list[Tensor] = []
+
+    def add(self, values: Sequence[Tensor]) -> None:
+        """Add one list; the sum lies where the latest one lay."""
+        if not self.count:
+            self._totals = _wide_copy(values)
+        else:
+            self._totals = [total.to(value.device) for total, value in zip(self._totals, values, strict=True)]
+            torch._foreach_add_(self._totals, list(values))
+        self.count += 1
+
+    def means(self) -> Iterator[Tensor]:
+        """The mean of each tensor, on the CPU, not rounded yet."""
+        return (total.cpu() / self.count for total in self._totals)
+
+    def clone(self) -> _Sum:
+        """A sum that goes its own way from here."""
+        other = _Sum()
+        other.load(self.state())
+        return other
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "sums": [total.cpu() for total in self._totals]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+        self._totals = [total.clone() for total in state["sums"]]  # they change in place
 
 
 class Best:
@@ -128,43 +183,24 @@ class UniformAverage:
 
     def __init__(self, start: int = 100) -> None:
         self.start = start
-        self._count = 0
-        self._sums: list[Tensor] = []
-
-    @staticmethod
-    def _floats(theta: Mapping[str, Tensor]) -> list[Tensor]:
-        return [tensor for tensor in theta.values() if tensor.is_floating_point()]
+        self._sum = _Sum()
 
     def after_step(self, update: int, theta: Mapping[str, Tensor]) -> None:
         """Add one iterate."""
-        if update < self.start - 1:
-            return
-        values = self._floats(theta)
-        if not self._count:
-            wide = torch.float32 if values[0].device.type == "mps" else torch.float64
-            self._sums = [value.detach().to(wide, copy=True) for value in values]
-        else:
-            self._sums = [total.to(value.device) for total, value in zip(self._sums, values, strict=True)]
-            torch._foreach_add_(self._sums, [value.detach() for value in values])
-        self._count += 1
+        if update >= self.start - 1:
+            self._sum.add(_floats(theta))
 
     def after_check(self, check: Check, theta: Mapping[str, Tensor]) -> None:
         """Nothing."""
 
     def weights(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The mean of the iterates so far."""
-        result = _copy(theta)
-        if self._count:
-            names = [name for name, tensor in result.items() if tensor.is_floating_point()]
-            for name, total in zip(names, self._sums, strict=True):
-                result[name] = (total.cpu() / self._count).to(result[name].dtype)
-        return result
+        return _with_floats(theta, self._sum.means()) if self._sum.count else _copy(theta)
 
     def state(self) -> dict[str, Any]:
         """The sums and their count."""
-        return {"count": self._count, "sums": [total.cpu() for total in self._sums]}
+        return self._sum.state()
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue."""
-        self._count = state["count"]
-        self._sums = list(state["sums"])
+        self._sum.load(state)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,15 +21,18 @@ import torch
 import torch.nn.functional as F
 
 from mirepoix.checkpoints import fingerprint
-from mirepoix.data import Split, draw, evaluation_batches, prefetch
+from mirepoix.data import Split, Subset, draw, evaluation_batches, prefetch, split_indices
 from mirepoix.models import Network, NetworkSpec
 from mirepoix.objectives import ERM, Objective
 from mirepoix.predictions import predict
-from mirepoix.runs import Run
-from mirepoix.seeds import seed_hash
+from mirepoix.runs import COLLECTED, Run
+from mirepoix.seeds import generator, seed_hash
 from mirepoix.training._collectors import Best, Check, Collector, Last, UniformAverage
 from mirepoix.training._device import choose_device
+from mirepoix.training._ema import ExponentialAverage
 from mirepoix.training._interruption import load_state, save_state
+from mirepoix.training._snapshots import Snapshots
+from mirepoix.training._swad import SWAD, ReleasedSWAD
 from mirepoix.types import Batch, Diverged, InputError, Weights
 
 __all__ = ["Fit", "Loop", "Progress", "Trainer"]
@@ -88,13 +92,23 @@ class Trainer:
         network: What to build for every run; the run says its dropout.
         objective: The training criterion, copied for every run.
         loop: Device, precision, layout.
+        keep: Collectors whose weights every training gives, beside the one that ``run.collect`` names.
+        watch_left_out: Evaluate the left-out domains at every check too, for the record alone: nothing that is kept
+            depends on it. The published benchmark chooses by such records.
         on_progress: Called after every update.
     """
 
     network: NetworkSpec
     objective: Objective = field(default_factory=ERM)
     loop: Loop = field(default_factory=Loop)
+    keep: Sequence[str] = ("best", "last", "moving_average")
+    watch_left_out: bool = False
     on_progress: Progress | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in self.keep:
+            if name not in COLLECTED:
+                raise InputError(f"keep: expected some of {', '.join(COLLECTED)}, got {name!r}.")
 
     def made_of(self) -> dict[str, Any]:
         """What the trainer adds to the identity of its results."""
@@ -106,6 +120,8 @@ class Trainer:
                 **self.objective.configuration(),
             },
             "loop": self.loop.numerics(),
+            "keep": sorted(set(self.keep)),
+            "watch_left_out": self.watch_left_out,
         }
 
     def __call__(self, theta: Weights, task: Split, run: Run, /) -> Weights:
@@ -113,7 +129,7 @@ class Trainer:
         return self.fit(theta, task, run).weights[run.collect]
 
     def fit(self, theta: Weights, split: Split, run: Run, *, workspace: Path | None = None) -> Fit:
-        """Train, and return the weights of every collector.
+        """Train, and return the weights of every collector that is kept.
 
         Args:
             theta: Where to start: weights of the whole network.
@@ -146,11 +162,12 @@ class _Fitting:
         self.forward: Any = torch.compile(self.model) if loop.compile else self.model
         self.objective = copy.deepcopy(trainer.objective).to(self.device)
         self.theta = self.model.state_dict()  # live: the tensors change with every update
-        self.collectors: dict[str, Collector] = {
-            "best": Best(),
-            "last": Last(),
-            "moving_average": UniformAverage(run.average_from),
-        }
+        self.best = Best()  # its check is always recorded
+        self.collectors: dict[str, Collector] = {"best": self.best}
+        for name in sorted({*trainer.keep, run.collect} - {"best"}):
+            self.collectors[name] = _collector(name, run)
+        self.kept = {*trainer.keep, run.collect}
+        self.watched = split.left_out if trainer.watch_left_out else ()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=loop.mixed_precision == "fp16")
         self.step = 0
         self.seconds = 0.0
@@ -217,20 +234,30 @@ class _Fitting:
                     self.save(self.seconds + time.monotonic() - started)
                     saved = time.monotonic()
         self.seconds += time.monotonic() - started
-        best = self.collectors["best"]
-        assert isinstance(best, Best)
-        assert best.check is not None  # the last step is always checked
+        assert self.best.check is not None  # the last step is always checked
         record = {
             "status": "finished",
-            "id_accuracy": best.check.score,
-            "best_step": best.check.step,
+            "id_accuracy": self.best.check.score,
+            "best_step": self.best.check.step,
             "checks": self.checks,
             "seconds": round(self.seconds, 3),
             "device": str(self.device),
         }
-        return Fit(
-            {name: collector.weights(self.theta) for name, collector in self.collectors.items()}, record
-        )
+        weights = {}
+        for name, collector in self.collectors.items():
+            if name not in self.kept:
+                continue
+            with warnings.catch_warnings():
+                if name != run.collect:  # nobody asked for these yet; the record says what they are
+                    warnings.filterwarnings("ignore", message="SWAD found no start")
+                weights[name] = collector.weights(self.theta)
+            if isinstance(collector, SWAD | ReleasedSWAD):
+                record[name] = {
+                    "window": [list(segment) for segment in collector.window],
+                    "threshold": collector.threshold,
+                    "ended": collector.ended,
+                }
+        return Fit(weights, record)
 
     def batches(self, step: int) -> list[Batch]:
         run = self.run
@@ -270,14 +297,13 @@ class _Fitting:
             self.progress(self.step + 1, self.run.steps, total / max(self.loss_count, 1), accuracy)
 
     def check(self) -> None:
-        """Evaluate on the un-augmented validation part of every source domain."""
+        """Evaluate on the validation part of every source domain, un-augmented unless the run says so."""
         accuracies, losses = {}, []
         for subset in self.split.validation:
-            batches = evaluation_batches(subset, self.split.task.transform, device=self.device)
-            logits = predict(self.model, batches)
-            labels = torch.as_tensor(subset.labels)
+            logits, labels = self.evaluated(subset)
             accuracies[subset.name] = (logits.argmax(1) == labels).double().mean().item()
             losses.append(F.cross_entropy(logits.double(), labels).item())
+        watched = {subset.name: self.parts(subset) for subset in self.watched}
         self.training_mode()
         score, loss = sum(accuracies.values()) / len(accuracies), sum(losses) / len(losses)
         if not math.isfinite(loss):
@@ -288,11 +314,30 @@ class _Fitting:
             )
         check = Check(self.step - 1, score, loss, accuracies)
         train_loss = self.loss_sum.item() / max(self.loss_count, 1)
-        self.checks.append({**asdict(check), "train_loss": train_loss})
+        entry = {**asdict(check), "train_loss": train_loss}
+        self.checks.append({**entry, "left_out": watched} if watched else entry)
         self.loss_sum.zero_()
         self.loss_count = 0
         for collector in self.collectors.values():
             collector.after_check(check, self.theta)
+
+    def evaluated(self, subset: Subset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of one subset."""
+        transform = self.split.task.transform
+        augmented = None
+        if self.run.augment_validation:
+            augmented = generator("augment validation", self.run.seed, self.step, subset.name)
+        batches = evaluation_batches(subset, transform, device=self.device, augmented=augmented)
+        return predict(self.model, batches), torch.as_tensor(subset.labels)
+
+    def parts(self, subset: Subset) -> dict[str, float]:
+        """Accuracy on the two parts of a left-out domain, as the benchmark divides it; for the record alone."""
+        batches = evaluation_batches(subset, self.split.task.transform, device=self.device)
+        correct = (predict(self.model, batches).argmax(1) == torch.as_tensor(subset.labels)).double()
+        train, validation = split_indices(
+            len(subset), data_seed=self.split.data_seed, domain=subset.number, holdout=self.split.holdout
+        )
+        return {"train": correct[train].mean().item(), "validation": correct[validation].mean().item()}
 
     # Interruption -------------------------------------------------------------------------------------------
 
@@ -328,6 +373,24 @@ class _Fitting:
         self.step = step
         for name, collector in self.collectors.items():
             collector.load(state["collectors"][name])
+
+
+def _collector(name: str, run: Run) -> Collector:
+    """What `Run.collect` calls by this name, with the options of the run."""
+    swad = (run.swad_start_patience, run.swad_end_patience, run.swad_tolerance)
+    match name:
+        case "last":
+            return Last()
+        case "moving_average":
+            return UniformAverage(run.average_from)
+        case "ema":
+            return ExponentialAverage(run.ema_decay)
+        case "swad":
+            return SWAD(*swad)
+        case "swad_released":
+            return ReleasedSWAD(*swad)
+        case _:
+            return Snapshots()
 
 
 @contextmanager

@@ -1,0 +1,241 @@
+"""What a table needs: every distinct training once, what is there already, and a forecast of time and disk."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirepoix.domainbed._measure import pair
+from mirepoix.domainbed._members import Members
+from mirepoix.domainbed._nodes import TaskName, Trained, trainings
+from mirepoix.domainbed._rows import FAMILIES
+from mirepoix.domainbed._workbench import Status, Workbench
+from mirepoix.types import InputError
+
+__all__ = ["Plan", "Planned", "SplitPlan", "make_plan"]
+
+CALIBRATION = (3, 9)
+"""Steps of the two short trainings that tell the time of a step from that of a check."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One distinct training.
+
+    Attributes:
+        node: The training.
+        label: For people.
+        status: Whether it is there.
+        needs: Indices, in the plan, of the trainings behind its start.
+        work: How long it takes, in steps of the base configuration.
+    """
+
+    node: Trained
+    label: str
+    status: Status
+    needs: tuple[int, ...]
+    work: float
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """One target and data seed, with the trainings its cells are computed from."""
+
+    dataset: str
+    target: str
+    data_seed: int
+    needs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a table needs.
+
+    Attributes:
+        trainings: Distinct, each after those that it starts from.
+        splits: In the order of the table.
+        asked: Members that the rows of the table ask for, each row on its own.
+    """
+
+    trainings: tuple[Planned, ...]
+    splits: tuple[SplitPlan, ...]
+    asked: int
+
+    def waiting(self) -> list[Planned]:
+        """Those that are not there yet."""
+        return [planned for planned in self.trainings if planned.status in ("missing", "waiting")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, and each training by its label."""
+        return {
+            "trainings": len(self.trainings),
+            "stored": sum(planned.status == "stored" for planned in self.trainings),
+            "diverged": sum(planned.status == "diverged" for planned in self.trainings),
+            "to_train": len(self.waiting()),
+            "asked_by_rows": self.asked,
+            "splits": len(self.splits),
+            "list": [{"training": p.label, "status": p.status} for p in self.trainings],
+        }
+
+
+def make_plan(bench: Workbench) -> Plan:
+    """Write down what the rows of the recipe need.
+
+    Raises:
+        InputError: For datasets, domains or weights that are not there.
+    """
+    benchmark = bench.benchmark
+    members = Members(benchmark)
+    found: dict[Trained, str] = {}
+    splits, asked = [], 0
+    for table in benchmark.datasets:
+        needed: dict[TaskName, list[Trained]] = {}
+        for target, seed in itertools.product(bench.targets(table.label), table.seeds):
+            task = TaskName(table.label, target, seed)
+            needed[task] = []
+            for node, label in _asked(bench, members, task):
+                asked += not label.startswith(("linear probe", "auxiliary"))
+                for training in trainings(node):
+                    found.setdefault(training, _label(training, label, members))
+                    needed[task].append(training)
+        splits += [(task, nodes) for task, nodes in needed.items()]
+    _check_leakage(bench)
+    order = {node: i for i, node in enumerate(found)}
+    planned = tuple(
+        Planned(
+            node,
+            label,
+            bench.status(node),
+            tuple(dict.fromkeys(order[need] for need in trainings(node.theta))),
+            _work(node),
+        )
+        for node, label in found.items()
+    )
+    return Plan(
+        planned,
+        tuple(
+            SplitPlan(
+                task.dataset, str(task.target), task.data_seed, tuple(dict.fromkeys(order[n] for n in nodes))
+            )
+            for task, nodes in splits
+        ),
+        asked,
+    )
+
+
+def _asked(bench: Workbench, members: Members, task: TaskName) -> Iterator[tuple[Trained, str]]:
+    """Every member that every row asks for on one split, with a name for it."""
+    benchmark = bench.benchmark
+    for row in benchmark.rows():
+        tasks = [task]
+        if "leave-one-out" in benchmark.selection and row.combine == "best":
+            sources = [n for n in bench.task(task.dataset, task.data_seed).domain_names if n != task.target]
+            tasks += [pair(task.dataset, str(task.target), source, task.data_seed) for source in sources]
+        for each in tasks:
+            for run, node in enumerate(members.of(row.family, each)):
+                assert isinstance(node, Trained)
+                yield node, f"{FAMILIES[row.family].label}, run {run}"
+
+
+def _label(training: Trained, member: str, members: Members) -> str:
+    if training.run.classifier_steps == training.run.steps:
+        kind = "linear probe"
+    elif training.task.target is None:
+        runs = members.benchmark.runs_on_auxiliaries()
+        same = [i for i, run in enumerate(runs) if run.with_(collect="best") == training.run]
+        kind = f"auxiliary run {same[0]}" if same else "auxiliary run"
+    elif training.objective == "erm" and training.theta == members.start(training.task):
+        kind = member.replace(member.split(", run")[0], FAMILIES["fine_tuning"].label)
+    else:
+        kind = member
+    return f"{training.task}: {kind}"
+
+
+def _work(node: Trained) -> float:
+    """Steps, with those of the classifier alone at a third and the two passes of SAM doubled."""
+    run = node.run
+    steps = run.steps - run.classifier_steps * 2 / 3
+    return steps * (2 if node.objective == "sam" else 1)
+
+
+def _check_leakage(bench: Workbench) -> None:
+    """An auxiliary task that holds the images of a target teaches what is tested."""
+    for table in bench.benchmark.datasets:
+        own = bench.task(table.label, table.seeds[0])
+        for name in Members(bench.benchmark).auxiliaries(table.label):
+            if bench.task(name).digest == own.digest:
+                raise InputError(
+                    f"auxiliaries: {name!r} is the same images as the dataset {table.label!r}, so its runs would have "
+                    "seen the target. Leave it out, or give it the dataset's name and folder."
+                )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the trainings that are left will take.
+
+    Attributes:
+        seconds: Of one worker after another; divide by the workers.
+        bytes: On disk.
+        origin: What the time was taken from.
+    """
+
+    seconds: float
+    bytes: int
+    origin: str
+
+
+def forecast(bench: Workbench, plan: Plan, note: Callable[[str], None] = lambda text: None) -> Forecast:
+    """Time from trainings of this plan that are stored, or else from a few steps made now; disk from the weights."""
+    waiting = plan.waiting()
+    if not waiting:
+        return Forecast(0.0, 0, "nothing is left")
+    first = waiting[0]
+    theta = bench.start(first.node.task.dataset).theta
+    size = sum(int(value.numel() * value.element_size()) for value in theta.values())
+    disk = size * len(bench.benchmark.collected()) * len(waiting)
+    rates = []
+    for planned in plan.trainings:
+        if planned.status == "stored":
+            record = bench.store.record("weights", bench.key(planned.node))
+            if record and record.get("seconds"):
+                rates.append(record["seconds"] / planned.work)
+    if rates:
+        origin = f"the {len(rates)} trainings stored"
+        return Forecast(statistics.median(rates) * sum(p.work for p in waiting), disk, origin)
+    note("timing a few steps for the forecast")
+    per_step, per_check = _calibrate(bench, first.node)
+    seconds = sum(
+        p.work * per_step + (1 + (p.node.run.steps - 1) // p.node.run.check_every) * per_check
+        for p in waiting
+    )
+    return Forecast(seconds, disk, "a few steps made now")
+
+
+def _calibrate(bench: Workbench, node: Trained) -> tuple[float, float]:
+    """Seconds of a step and of a check."""
+    trainer = bench.trainer(node)
+    theta, split = bench.start(node.task.dataset).theta, bench.split(node.task)
+    seconds = []
+    run = node.run.with_(classifier_steps=0)
+    trainer.fit(theta, split, run.with_(steps=1))  # the first step is slow
+    for steps in CALIBRATION:
+        began = time.monotonic()
+        trainer.fit(theta, split, run.with_(steps=steps, check_every=10**9))
+        seconds.append(time.monotonic() - began)
+    per_step = max((seconds[1] - seconds[0]) / (CALIBRATION[1] - CALIBRATION[0]), 0.0)
+    checks = max(
+        (seconds[0] - CALIBRATION[0] * per_step) / 2, 0.0
+    )  # one after the first step, one at the end
+    return per_step, checks
+
+
+def names(plan: Plan, indices: Sequence[int]) -> tuple[str, ...]:
+    """The labels of some trainings that are to be made."""
+    return tuple(
+        plan.trainings[i].label for i in indices if plan.trainings[i].status in ("missing", "waiting")
+    )

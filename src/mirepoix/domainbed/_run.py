@@ -1,0 +1,153 @@
+"""A benchmark from its plan to its tables, on any engine, continuing where an earlier call stopped."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirepoix.cluster import Done, Engine, Event, Work, carry_out
+from mirepoix.domainbed._cells import Cell
+from mirepoix.domainbed._measure import cells_of_seeds, cells_of_split
+from mirepoix.domainbed._nodes import Trained
+from mirepoix.domainbed._plan import Plan
+from mirepoix.domainbed._rows import Row
+from mirepoix.domainbed._workbench import NotMade, Workbench
+
+__all__ = ["Sweep", "measure", "run_plan"]
+
+
+@dataclass
+class Sweep:
+    """What became of a plan.
+
+    Attributes:
+        cells: Of the table, those without a number included.
+        failed: From the label of a work to why it was not done.
+        trained: How many trainings were made now.
+        diverged: Labels of the trainings that diverged.
+    """
+
+    cells: list[Cell] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    trained: int = 0
+    diverged: list[str] = field(default_factory=list)
+
+
+_WORKBENCHES: dict[bytes, Workbench] = {}
+"""In a worker: one workbench for all its works, so that images are opened once."""
+
+
+def _workbench(pickled: bytes) -> Workbench:
+    if pickled not in _WORKBENCHES:
+        bench: Workbench = pickle.loads(pickled)
+        if bench.benchmark.loop.threads:
+            import torch
+
+            torch.set_num_threads(bench.benchmark.loop.threads)
+        _WORKBENCHES[pickled] = bench
+    return _WORKBENCHES[pickled]
+
+
+def train_one(pickled: bytes, node: Trained) -> str:
+    """One training, on a worker; its start is in the store."""
+    try:
+        _workbench(pickled).make(node)
+    except NotMade as error:
+        if not error.diverged:
+            raise
+        return "diverged" if error.training.training() == node.training() else "start diverged"
+    return "stored"
+
+
+def measure_split(
+    pickled: bytes, dataset: str, target: str, data_seed: int, rows: Sequence[Row]
+) -> list[dict[str, Any]]:
+    """The cells of one split, on a worker."""
+    return [cell.to_dict() for cell in cells_of_split(_workbench(pickled), dataset, target, data_seed, rows)]
+
+
+def measure_seeds(pickled: bytes, dataset: str, target: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The cells over all data seeds of one target, on a worker."""
+    return [cell.to_dict() for cell in cells_of_seeds(_workbench(pickled), dataset, target, rows)]
+
+
+def run_plan(
+    bench: Workbench, plan: Plan, engine: Engine, on_event: Callable[[Event], None] | None = None
+) -> Sweep:
+    """Carry out what is left of a plan, and measure; everything finished stays, however this ends.
+
+    Args:
+        bench: The benchmark with its folders.
+        plan: Of `make_plan`.
+        engine: Where the works run.
+        on_event: Told of every work.
+    """
+    pickled = pickle.dumps(bench)
+    left = {planned.label for planned in plan.waiting()}
+    works = [
+        Work(
+            planned.label,
+            train_one,
+            (pickled, planned.node),
+            tuple(plan.trainings[i].label for i in planned.needs if plan.trainings[i].label in left),
+            planned.work,
+        )
+        for planned in plan.waiting()
+    ]
+    works += _measuring(bench, pickled, plan, left)
+    results = carry_out(works, engine, on_event=on_event)
+    sweep = Sweep()
+    sweep.trained = sum(results[label].value == "stored" for label in left)
+    sweep.diverged = [label for label in left if results[label].value == "diverged"]
+    sweep.failed = {name: done.message for name, done in results.items() if done.status != "done"}
+    sweep.cells = _cells(bench, plan, results)
+    return sweep
+
+
+def measure(bench: Workbench, plan: Plan) -> list[Cell]:
+    """The cells as the store has them now; nothing is trained."""
+    return _cells(bench, plan, {})
+
+
+def _split_name(dataset: str, target: str, data_seed: int | str) -> str:
+    return f"measure {dataset} without {target}, data seed {data_seed}"
+
+
+def _measuring(bench: Workbench, pickled: bytes, plan: Plan, left: set[str]) -> list[Work]:
+    rows = tuple(bench.benchmark.rows())
+    works, of_target = [], {}
+    for split in plan.splits:
+        needs = tuple(plan.trainings[i].label for i in split.needs if plan.trainings[i].label in left)
+        place = (split.dataset, split.target)
+        of_target[place] = (*of_target.get(place, ()), *needs)
+        arguments = (pickled, *place, split.data_seed, rows)
+        works.append(Work(_split_name(*place, split.data_seed), measure_split, arguments, needs, 1.0))
+    if any(row.combine == "dagger" for row in rows):
+        for place, needs in of_target.items():
+            unique = tuple(dict.fromkeys(needs))
+            works.append(
+                Work(_split_name(*place, "all"), measure_seeds, (pickled, *place, rows), unique, 1.0)
+            )
+    return works
+
+
+def _cells(bench: Workbench, plan: Plan, results: dict[str, Done]) -> list[Cell]:
+    """The cells of all splits in order, measured here where no worker did."""
+    rows = tuple(bench.benchmark.rows())
+    found: list[Cell] = []
+    for split in plan.splits:
+        done = results.get(_split_name(split.dataset, split.target, split.data_seed))
+        if done is not None and done.status == "done":
+            found += [Cell.from_dict(values) for values in done.value]
+        else:
+            found += cells_of_split(bench, split.dataset, split.target, split.data_seed, rows)
+    for dataset, target in dict.fromkeys((split.dataset, split.target) for split in plan.splits):
+        done = results.get(_split_name(dataset, target, "all"))
+        if done is not None and done.status == "done":
+            found += [Cell.from_dict(values) for values in done.value]
+        else:
+            found += cells_of_seeds(bench, dataset, target, rows)
+    order = {row.key: i for i, row in enumerate(rows)}
+    return sorted(found, key=lambda cell: (order[cell.row],))

@@ -1,0 +1,196 @@
+"""A benchmark as a TOML file: datasets, strategies, auxiliary tasks, and how runs are trained and chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mirepoix.domainbed._rows import FAMILIES, Row
+from mirepoix.recipe import (
+    Count,
+    Data,
+    Experiment,
+    Flag,
+    Natural,
+    Number,
+    RunTable,
+    blame,
+    read_values,
+    validated,
+)
+from mirepoix.runs import COLLECTED, Run, sample_runs
+from mirepoix.types import InputError
+
+__all__ = ["Auxiliary", "Benchmark", "Dataset", "Protocol", "Selection", "load_benchmark"]
+
+Selection = Literal["training-domain", "leave-one-out", "oracle"]
+Protocol = Literal["corrected", "reference"]
+
+
+class Dataset(Data):
+    """Images to leave domains out of, one at a time."""
+
+    name: str | None = None
+    """Of the tables; the dataset's own name unless given."""
+
+    @property
+    def label(self) -> str:
+        """What the tables call it."""
+        return self.name or self.dataset
+
+
+class Auxiliary(Data):
+    """Images to fine-tune on before the target task; all domains of it are trained on."""
+
+    name: str | None = None
+    """What the plan calls it; the dataset's own name unless given."""
+
+    @property
+    def label(self) -> str:
+        """What the plan calls it."""
+        return self.name or self.dataset
+
+
+class Benchmark(Experiment):
+    """Strategies compared on datasets by one protocol."""
+
+    name: str
+    title: str = ""
+    source: str = ""
+    protocol: Protocol = "corrected"
+    """``reference`` does what the published benchmark's code does, where that differs."""
+    runs: Count = 20
+    """Runs of every family for each target and data seed: run 0 is the base configuration, the others are drawn."""
+    strategies: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Rows of the table: names of strategies, or ``family/combine``."""
+    selection: Annotated[tuple[Selection, ...], Field(min_length=1)] = ("training-domain",)
+    datasets: Annotated[tuple[Dataset, ...], Field(min_length=1)]
+    auxiliaries: tuple[Auxiliary, ...] = ()
+    auxiliary_runs: Count = 4
+    """Fine-tunings on each auxiliary task, shared by all targets."""
+    auxiliary_run: RunTable = RunTable()
+    """Run 0 of the auxiliary fine-tunings: that of the target, changed by what is set here."""
+    frozen_steps: Natural = 200
+    """Steps of the classifier alone, for runs that start from an auxiliary fine-tuning (Ramé et al., 2023)."""
+    fusing_range: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 4.0
+    """Logits of fusing's coefficients are uniform between 0 and this."""
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] = ("erm", "mixup", "coral")
+    """Criteria that take turns in the soup of diverse objectives."""
+    sharpness_radius: Annotated[Number, Field(gt=0)] = 0.05
+    """``rho`` of SAM."""
+    wise_points: Annotated[int, Field(strict=True, ge=2)] = 11
+    """Coefficients tried between the fine-tuned weights and their start."""
+    greedy_strict: Flag = False
+    keep: tuple[str, ...] = ("best", "last", "moving_average", "ema", "swad")
+    """What every training keeps of itself; a row that needs more adds it."""
+    figures: Flag = True
+    """Draw the figures of the papers, for the first data seed."""
+    subsets: Count = 4
+    """Random subsets of members averaged for each point of a figure."""
+
+    @field_validator("strategies")
+    @classmethod
+    def _known_rows(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            try:
+                Row.of(key)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        if len(set(value)) != len(value):
+            raise ValueError("expected each strategy once")
+        return value
+
+    @field_validator("keep")
+    @classmethod
+    def _known_collectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := sorted(set(value) - set(COLLECTED)):
+            raise ValueError(f"expected some of {', '.join(COLLECTED)}, got {wrong[0]!r}")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _known_objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from mirepoix.domainbed._objectives import OBJECTIVES
+
+        if wrong := sorted(set(value) - set(OBJECTIVES)):
+            raise ValueError(f"expected some of {', '.join(OBJECTIVES)}, got {wrong[0]!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Benchmark:
+        for what, tables in (("datasets", self.datasets), ("auxiliaries", self.auxiliaries)):
+            labels = [table.label for table in tables]
+            twice = next((label for label in labels if labels.count(label) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{what}: expected different names, got {twice!r} twice; set `name`")
+        needing = [row.key for row in self.rows() if row.family in NEEDS_AUXILIARIES]
+        if needing and not self.auxiliaries:
+            raise ValueError(f"strategies: {needing[0]!r} needs auxiliary tasks; add [[auxiliaries]]")
+        return self
+
+    def rows(self) -> list[Row]:
+        """The rows of the table."""
+        return [Row.of(key) for key in self.strategies]
+
+    def collected(self) -> tuple[str, ...]:
+        """What every training keeps: what the recipe says, and what its rows need."""
+        kept = {*self.keep, "best", *(FAMILIES[row.family].collect for row in self.rows())}
+        if "oracle" in self.selection:
+            kept.add("last")
+        if any(row.family == "robust" for row in self.rows()):
+            kept.add("moving_average")
+        if any(row.family in NEEDS_AUXILIARIES for row in self.rows()):
+            kept.add("last")
+        return tuple(name for name in COLLECTED if name in kept)
+
+    def base_run(self) -> Run:
+        """The configuration of run 0."""
+        return self.run.over(Run(augment_validation=self.protocol == "reference"))
+
+    def target_runs(self, data_seed: int) -> list[Run]:
+        """The configurations c_i for one data seed; every family and every target uses the same."""
+        return sample_runs(self.space.space(), self.runs, data_seed=data_seed, base=self.base_run())
+
+    def runs_on_auxiliaries(self) -> list[Run]:
+        """The configurations of the auxiliary fine-tunings, one list for all tasks."""
+        base = self.auxiliary_run.over(self.base_run())
+        return sample_runs(self.space.space(), self.auxiliary_runs, base=base)
+
+    def freeze(self) -> int:
+        """Updates of the classifier alone after inter-training: the reference's code makes one more than it says."""
+        return min(self.frozen_steps + (self.protocol == "reference"), self.base_run().steps)
+
+    def check_runs(self) -> None:
+        """Try every configuration that the recipe can lead to."""
+        super().check_runs()
+        blame("auxiliary_run", lambda: self.auxiliary_run.over(self.base_run()))
+
+
+NEEDS_AUXILIARIES = {name for name, family in FAMILIES.items() if family.auxiliaries}
+
+
+def load_benchmark(recipe: str | Path, changes: Sequence[str] = ()) -> tuple[Benchmark, Path]:
+    """Read and validate the recipe of a benchmark.
+
+    Args:
+        recipe: A TOML file, or the name of a recipe that comes with mirepoix.
+        changes: ``key=value`` pairs with dotted keys, such as ``runs=4``.
+
+    Returns:
+        The recipe, and the file it came from.
+
+    Raises:
+        InputError: Naming the file and the key, what was expected, what came, and the nearest known key.
+    """
+    values, path = read_values(recipe, changes)
+    if "datasets" not in values and "data" in values:
+        raise InputError(
+            f"{path}: this recipe is one job; run it with `mirepoix run {recipe}`. "
+            "A benchmark has [[datasets]] and strategies."
+        )
+    return validated(Benchmark, values, path), path
+
+

@@ -1,0 +1,239 @@
+"""Expressions become weights: what a worker needs to carry out any part of a plan.
+
+A workbench is made of a recipe and two folders, so it can be built again in another process or on another
+machine. It holds nothing that is not in the store: whatever it makes is found there by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mirepoix.checkpoints import fingerprint
+from mirepoix.data import Split, Task
+from mirepoix.domainbed._nodes import Interpolated, Node, Pretrained, TaskName, Trained, WithHead
+from mirepoix.domainbed._objectives import objective
+from mirepoix.domainbed._settings import Auxiliary, Benchmark, Dataset
+from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_task
+from mirepoix.heads import with_head
+from mirepoix.remote_store import open_store
+from mirepoix.store import cached, result_key
+from mirepoix.training import Loop, Trainer, choose_device
+from mirepoix.types import Diverged, InputError, Weights
+from mirepoix.weights import interpolate
+
+__all__ = ["NotMade", "Status", "Workbench"]
+
+GENERATED = ("ColoredMNIST", "RotatedMNIST")
+"""Datasets that a data seed deals and colours anew."""
+
+Status = Literal["stored", "diverged", "missing", "waiting"]
+"""Of a training: kept, kept as diverged, ready to be made, or its start is not there yet."""
+
+
+class NotMade(LookupError):
+    """Weights that no store has yet.
+
+    Attributes:
+        training: What is to be made first.
+        diverged: Whether it was made, and diverged.
+    """
+
+    def __init__(self, training: Trained, diverged: bool = False) -> None:
+        super().__init__(f"{training.task}: {'diverged' if diverged else 'not trained yet'}")
+        self.training = training
+        self.diverged = diverged
+
+
+@dataclasses.dataclass(frozen=True)
+class Workbench:
+    """One benchmark with its folders.
+
+    Attributes:
+        benchmark: The recipe.
+        recipe_path: Its file; weights are looked for beside it.
+        store_place: Folder or address of the finished trainings.
+        cache: Folder on this machine for decoded images and for copies from a store elsewhere.
+        data: What ``--data`` named.
+    """
+
+    benchmark: Benchmark
+    recipe_path: Path
+    store_place: str
+    cache: Path
+    data: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", {})
+
+    def __reduce__(self) -> Any:  # what was read stays in this process
+        return Workbench, (self.benchmark, self.recipe_path, self.store_place, self.cache, self.data)
+
+    def _once(self, key: Any, make: Any) -> Any:
+        known: dict[Any, Any] = self._known  # type: ignore[attr-defined]
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
+    @cached_property
+    def store(self) -> Any:
+        """The finished trainings."""
+        return open_store(self.store_place, cache=self.cache / "results")
+
+    @cached_property
+    def loop(self) -> Loop:
+        """Options of the training loop."""
+        return Loop(**self.benchmark.loop.model_dump(exclude={"threads"}))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where trainings run."""
+        return choose_device(self.benchmark.loop.device)
+
+    # Images -------------------------------------------------------------------------------------------------
+
+    def table(self, label: str) -> Dataset | Auxiliary:
+        """The recipe's table of a dataset or an auxiliary task."""
+        return next(t for t in (*self.benchmark.datasets, *self.benchmark.auxiliaries) if t.label == label)
+
+    def task(self, label: str, data_seed: int = 0, progress: Any = None) -> Task:
+        """The images of a dataset or an auxiliary task."""
+        table = self.table(label)
+        if table.dataset not in GENERATED:
+            data_seed = table.seeds[0]
+
+        def read() -> Task:
+            folder = self.data
+            if table.path is not None:
+                if folder is None:
+                    raise InputError(
+                        f"{label}: its images are in {table.path!r} below the folder that --data names; "
+                        "name it with --data DIR."
+                    )
+                folder = folder / table.path
+            reading = table.model_copy(update={"seeds": [data_seed]})
+            if table.dataset.startswith("digits"):
+                folder = None
+            silent = progress or (lambda done, total, text: None)
+            return build_task(reading, folder, cache_dir=self.cache / "images", progress=silent)
+
+        return self._once(("task", label, data_seed), read)  # type: ignore[no-any-return]
+
+    def split(self, name: TaskName) -> Split:
+        """The split of a name."""
+
+        def make() -> Split:
+            return self.task(name.dataset, name.data_seed).split(
+                name.target,
+                data_seed=name.data_seed,
+                holdout=self.table(name.dataset).holdout,
+                without=name.without,
+            )
+
+        return self._once(("split", name), make)  # type: ignore[no-any-return]
+
+    def targets(self, label: str) -> list[str]:
+        """The domains of a dataset that are left out, one at a time."""
+        table = self.table(label)
+        if table.targets != "all":
+            for target in table.targets:
+                self.task(label, table.seeds[0]).split(target)  # an unknown one is an error now, not in an hour
+            return list(table.targets)
+        return list(self.task(label, table.seeds[0]).domain_names)
+
+    # Weights ------------------------------------------------------------------------------------------------
+
+    def start(self, label: str) -> Start:
+        """theta_pt with a fresh classifier for a dataset."""
+
+        def make() -> Start:
+            task = self.task(label, self.table(label).seeds[0])
+            digits = None
+            if self.table(label).dataset.startswith("digits"):
+                digits = self.table(label).size or DIGITS_SIZE
+            return build_start(
+                self.benchmark, task, self.data, self.recipe_path, self.store, self.loop, digits=digits
+            )
+
+        return self._once(("start", label), make)  # type: ignore[no-any-return]
+
+    def trainer(self, node: Trained, **options: Any) -> Trainer:
+        """What carries out a training."""
+        return Trainer(
+            self.start(node.task.dataset).network,
+            objective=objective(node.objective, sharpness_radius=self.benchmark.sharpness_radius),
+            loop=self.loop,
+            keep=self.benchmark.collected(),
+            watch_left_out=self.benchmark.protocol == "reference" and node.task.target is not None,
+            **options,
+        )
+
+    def weights(self, node: Node) -> Weights:
+        """The weights of an expression, read from the store.
+
+        Raises:
+            NotMade: If a training behind it is not there, or diverged.
+        """
+        return self._once(("weights", node), lambda: self._weights(node))  # type: ignore[no-any-return]
+
+    def _weights(self, node: Node) -> Weights:
+        match node:
+            case Pretrained():
+                return self.start(node.dataset).theta
+            case WithHead():
+                return with_head(self.weights(node.theta), self.weights(node.head))
+            case Interpolated():
+                return interpolate([self.weights(theta) for theta in node.thetas], list(node.coefficients))
+            case Trained():
+                if self.status(node) in ("missing", "waiting"):
+                    raise NotMade(node)
+                return self.make(node)
+
+    def start_fingerprint(self, node: Node) -> str:
+        """The fingerprint of the weights of an expression."""
+        return self._once(("fingerprint", node), lambda: fingerprint(self.weights(node)))  # type: ignore[no-any-return]
+
+    def key(self, node: Trained) -> str:
+        """Under which key of the store a training is kept.
+
+        Raises:
+            NotMade: If it cannot be known, because the start is not there.
+        """
+        start = self.start_fingerprint(node.theta)
+        return result_key(self.trainer(node), start, self.split(node.task), node.run)
+
+    def status(self, node: Trained) -> Status:
+        """Whether a training is there."""
+        try:
+            record = self.store.record("weights", self.key(node))
+        except NotMade as absent:
+            return "diverged" if absent.diverged else "waiting"
+        if record is None:
+            return "missing"
+        return "diverged" if record["status"] == "diverged" else "stored"
+
+    def make(self, node: Trained, **options: Any) -> Any:
+        """The weights of a training, found in the store or trained now; its start must be there.
+
+        Raises:
+            NotMade: If the start is not there, or the training diverges.
+        """
+        theta = self.weights(node.theta)
+        try:
+            return cached(self.trainer(node, **options), self.store)(theta, self.split(node.task), node.run)
+        except Diverged:
+            raise NotMade(node, diverged=True) from None
+
+    # Predictions --------------------------------------------------------------------------------------------
+
+    def judge(self, name: TaskName) -> Judge:
+        """Predicts on one split."""
+
+        def make() -> Judge:
+            return Judge(self.start(name.dataset).network, self.split(name), self.store, self.device)
+
+        return self._once(("judge", name), make)  # type: ignore[no-any-return]
