@@ -381,6 +381,7 @@ def test_ways_are_different_of_the_right_parts_and_all_if_few(a, b, count, seed)
     ways = module._ways(pools, [(a, b), (b, a)], count, np.random.default_rng(seed))
     for way in ways:
         assert len(set(way)) == a + b
+        assert list(way) == sorted(way)
         assert (sum(i < 5 for i in way), sum(i >= 5 for i in way)) in {(a, b), (b, a)}
     if a != b:
         total = math.comb(5, a) * math.comb(4, b) + math.comb(5, b) * math.comb(4, a)

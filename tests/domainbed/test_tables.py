@@ -55,6 +55,13 @@ def test_the_measure_is_another_table():
     assert "| ERM | 60.0 ± 0.0 | 36.0 ± 0.6 | 48.0 |" in text
 
 
+def test_the_averages_use_the_same_measure():
+    cells = [cell("erm", "art", 0, 0.8, part=0.6), cell("erm", "caltech", 0, 0.8, part=0.2, dataset="VLCS")]
+    assert "| ERM | 60.0 | 20.0 | 40.0 |" in tables(cells, measure="part", protocol="p")
+    means = [line["mean"] for line in read(tables(cells, "csv", "part", protocol="p"))]
+    assert means == ["0.6", "0.2", "0.6", "0.2", "0.4"]
+
+
 def test_one_data_seed_has_no_error_and_says_so():
     assert "in percent; one data seed, no error." in tables([cell("erm", "art", 4, 0.5)], protocol="p")
     only = tables([cell("erm", "art", None, 0.5)], protocol="p")

@@ -136,7 +136,8 @@ class _Sweep:
                 break
 
     def _collect(self) -> None:
-        ended, _ = wait(self.running, timeout=GLANCE, return_when=FIRST_COMPLETED)
+        wait(self.running, timeout=GLANCE, return_when=FIRST_COMPLETED)
+        ended = [future for future in self.running if future.done()]  # in the order of submission
         for future, attempt in self.running.items():
             if not attempt.started and (future.running() or (future in ended and not future.cancelled())):
                 attempt.started, attempt.since = True, time.perf_counter()

@@ -1,2 +1,360 @@
+"""A Ray cluster, or one that is started on this machine for as long as the engine lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from mirepoix.cluster._engine import (
+    Attempt,
+    ClusterLost,
+    WorkerLost,
+    WorkFuture,
+    at_least_one,
+    attempt,
+    settle,
+)
+from mirepoix.cluster._pool import environment, thread_variables
+from mirepoix.types import InputError
+
+__all__ = ["RayCluster", "import_ray", "quiet"]
+
+SETTINGS = {
+    # Else Ray runs `uv run` again for every worker of a driver that was started by it, and hangs.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Works without a GPU keep the CUDA_VISIBLE_DEVICES they have.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+REACH = 10.0  # seconds to open a connection to the head
+PULSE = 5.0  # seconds between looks at whether the head lives
+MISSED = 3  # looks without an answer after which it is lost; Ray itself would end this process after 60 s
+OBJECTS = 200 * 2**20  # bytes of shared memory of a cluster on this machine; larger objects go to its disk
+
+
 class RayCluster:
-    pass
+    """Works as tasks of Ray.
+
+    Every node needs the same mirepoix and the same store. Ray starts a work again whose worker or node was lost;
+    GPUs may be shared by giving a work a fraction (Ray counts, it does not limit their memory).
+
+    Args:
+        address: ``local`` starts a cluster on this machine, and ends it on leaving;
+            ``auto`` is the one this machine belongs to, or the one of ``RAY_ADDRESS``; or ``HOST:PORT`` of the
+            head; or ``ray://HOST:PORT`` from outside the cluster. If this process is connected already,
+            that connection is used, and kept on leaving.
+        cpus_per_work: Processors that Ray sets aside for a work; 0.5 puts two on one.
+        gpus_per_work: Likewise GPUs; 0.25 puts four works on one.
+        threads: Of torch and the other numerical libraries in a worker, as for `LocalPool`.
+        retries: How often Ray starts a work again after its worker was lost.
+        memory_per_work: Bytes that Ray sets aside for a work; None does not count memory.
+        workers: With ``local``, the processors of the cluster, by default all; else the most works at once.
+
+    Raises:
+        InputError: Without Ray; for numbers out of range; on entering, if no cluster answers at the address.
+    """
+
+    def __init__(
+        self,
+        address: str = "local",
+        cpus_per_work: float = 1,
+        gpus_per_work: float = 0,
+        threads: int = 1,
+        retries: int = 2,
+        memory_per_work: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        at_least_one("RayCluster: threads", threads)
+        if workers is not None:
+            at_least_one("RayCluster: workers", workers)
+        if cpus_per_work < 0 or gpus_per_work < 0 or cpus_per_work + gpus_per_work == 0:
+            raise InputError(
+                "RayCluster: expected processors or GPUs per work above 0, "
+                f"got cpus_per_work={cpus_per_work} and gpus_per_work={gpus_per_work}."
+            )
+        if gpus_per_work > 1 and gpus_per_work != int(gpus_per_work):
+            raise InputError(
+                f"RayCluster: expected a fraction of one GPU or whole GPUs per work, got {gpus_per_work}."
+            )
+        if retries < 0:
+            raise InputError(f"RayCluster: expected retries of at least 0, got {retries}.")
+        self.address, self.threads, self.limit = address, threads, workers
+        self.cpus_per_work, self.gpus_per_work, self.memory_per_work = (
+            cpus_per_work,
+            gpus_per_work,
+            memory_per_work,
+        )
+        self.retries = retries
+        self._ray: Any = None
+        self._task: Any = None
+        self._ours = False
+        self._fit = 1
+        self._lost = ""
+        self._left = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: dict[WorkFuture, Any] = {}
+
+    @property
+    def workers(self) -> int:
+        """How many works fit at once, as the cluster is now; at least 1, so that one that grows can begin."""
+        self._entered()
+        return self._fit
+
+    def _count(self) -> int:
+        have = self._ray.cluster_resources()
+        needs = {"CPU": self.cpus_per_work, "GPU": self.gpus_per_work, "memory": self.memory_per_work}
+        fits = [int(have.get(name, 0) / need) for name, need in needs.items() if need]
+        return max(1, min(fits if self.limit is None else [*fits, self.limit]))
+
+    def describe(self) -> str:
+        """The engine in words."""
+        place = "on this machine" if self.address == "local" else f"at {self.address}"
+        share = f"{self.cpus_per_work:g} CPU" + (
+            f" and {self.gpus_per_work:g} GPU" if self.gpus_per_work else ""
+        )
+        text = f"Ray cluster {place}, {share} per work, {self.threads} thread{'s' if self.threads > 1 else ''} each"
+        return text if self._task is None else f"{text}, {self.workers} at once"
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> WorkFuture:
+        """Call ``function(*arguments)`` in a task.
+
+        The future ends with the function's value or its error, with `InputError` if something cannot be sent,
+        with `WorkerLost` after Ray's retries, or with `ClusterLost`.
+        """
+        ray = self._entered()
+        future = WorkFuture()
+        future.set_running_or_notify_cancel()  # Ray does not say when it starts; it is cancelled through Ray
+        if self._lost:
+            future.set_exception(ClusterLost(self._lost))
+            return future
+        try:
+            call = ray.cloudpickle.dumps((function, arguments))
+        except Exception as error:
+            future.set_exception(
+                InputError(f"{function!r} or its arguments cannot be sent to a worker ({error}).")
+            )
+            return future
+        try:
+            reference = self._task.remote(call, self.threads)
+            with self._lock:
+                self._waiting[future] = reference
+            reference.future().add_done_callback(lambda ended: self._arrived(future, ended))
+        except Exception as error:
+            self._fail(future, self._reason(error))
+        return future
+
+    def __enter__(self) -> Self:
+        self._ray = ray = import_ray()
+        self._ours = not ray.is_initialized()
+        variables = thread_variables(self.threads)
+        with quiet():
+            if self._ours:
+                self._connect(ray, variables)
+        options: dict[str, Any] = {
+            "num_cpus": self.cpus_per_work,
+            "num_gpus": self.gpus_per_work,
+            "max_retries": self.retries,
+            "retry_exceptions": False,
+        }
+        if self.memory_per_work:
+            options["memory"] = self.memory_per_work
+        if self.address != "local" or not self._ours:
+            options["runtime_env"] = {"env_vars": variables}  # a local cluster inherits them, which is faster
+        self._task = ray.remote(**options)(on_worker)
+        self._left.clear()
+        self._lost = ""
+        self._fit = self._count()
+        if self.address.startswith("ray://"):
+            where = (self.address.removeprefix("ray://"), None)
+        else:
+            context = ray.get_runtime_context()
+            where = (context.gcs_address, context.get_node_id())
+        threading.Thread(target=self._watch, args=where, daemon=True, name="mirepoix-ray").start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        with self._lock:
+            waiting = dict(self._waiting)
+        try:
+            for future, reference in waiting.items():
+                if error is None:
+                    with contextlib.suppress(Exception):
+                        future.result()
+                elif not self._ours and not self._lost:
+                    with contextlib.suppress(Exception):
+                        self._ray.cancel(reference, force=True)
+        finally:
+            if self._ours:
+                with quiet():
+                    self._ray.shutdown()
+            self._ray = self._task = None
+
+    def _entered(self) -> Any:
+        if self._ray is None:
+            raise InputError("RayCluster: it works inside its `with` block only.")
+        return self._ray
+
+    def _connect(self, ray: Any, variables: dict[str, str]) -> None:
+        if self.address == "local":
+            with environment(variables):
+                ray.init(
+                    address="local",
+                    num_cpus=self.limit,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=OBJECTS,
+                )
+            return
+        address = self.address
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS") or address
+        if address != "auto":
+            reach(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # what it cannot reach after minutes, it answers with an exit
+            raise InputError(
+                f"no Ray cluster was found with the address {self.address!r} ({one_line(error)}); start one with "
+                "`ray start --head`, name the head as HOST:6379, or use the address 'local'."
+            ) from error
+
+    def _watch(self, head: str, node: str | None) -> None:
+        """Count what the cluster has, as it may grow, and notice that the head or this machine's part is gone: for the first, Ray would end this process after
+        a minute; for the second, the futures would never end.
+        """
+        missed = 0
+        while not self._left.wait(PULSE):
+            try:
+                greet(head, PULSE)  # first, as Ray's own questions wait for a minute
+                self._fit = self._count()
+                here = not node or any(x["Alive"] for x in self._ray.nodes() if x["NodeID"] == node)
+            except Exception:
+                here = False
+            missed = 0 if here else missed + 1
+            if missed == MISSED and not self._left.is_set():
+                self._lost = f"the Ray cluster at {head} no longer answers."
+                with self._lock:
+                    waiting = list(self._waiting)
+                for future in waiting:
+                    self._fail(future, ClusterLost(self._lost))
+                return
+
+    def _arrived(self, future: WorkFuture, ended: Any) -> None:
+        try:
+            result: Attempt = ended.result()
+        except BaseException as error:
+            self._fail(future, self._reason(error))
+            return
+        if self._taken(future):
+            settle(future, result)
+
+    def _fail(self, future: WorkFuture, error: Exception) -> None:
+        if self._taken(future):
+            future.set_exception(error)
+
+    def _taken(self, future: WorkFuture) -> bool:
+        """Whether the future was still open; the watch and Ray may both want to end it."""
+        with self._lock:
+            return self._waiting.pop(future, None) is not None
+
+    def _reason(self, error: BaseException) -> Exception:
+        """Ray's error in our words."""
+        errors = self._ray.exceptions if self._ray else import_ray().exceptions
+        if isinstance(error, errors.OutOfMemoryError):
+            return WorkerLost(
+                "its node ran out of memory, after all retries; give it more per work", final=True
+            )
+        lost = (
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.ObjectLostError,
+            errors.LocalRayletDiedError,
+        )
+        if isinstance(error, lost):
+            return WorkerLost(f"its worker was lost, after all retries ({one_line(error)})", final=True)
+        if isinstance(error, errors.RayTaskError):
+            return RuntimeError(
+                f"a worker could not begin ({one_line(error)}); every node needs the same mirepoix and torch."
+            )
+        if isinstance(error, (errors.RaySystemError, errors.RpcError, ConnectionError)):
+            return ClusterLost(f"the Ray cluster at {self.address} no longer answers ({one_line(error)}).")
+        return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def on_worker(call: bytes, threads: int) -> Attempt:
+    """What a worker does with one call."""
+    import pickle
+
+    return attempt(lambda: pickle.loads(call), threads)
+
+
+def import_ray() -> Any:
+    """Ray, with the settings it reads while it is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        with quiet():
+            import ray
+    except ImportError as error:
+        raise InputError(
+            f"a Ray cluster needs Ray, which cannot be imported ({error}): pip install 'mirepoix[sweep]'."
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Ray's warnings about its own inside are not the user's to act on."""
+    with warnings.catch_warnings():
+        for category in (ResourceWarning, FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def reach(address: str) -> None:
+    """Refuse an address where nothing listens: Ray would try for minutes."""
+    host_and_port = address.removeprefix("ray://")
+    host, colon, port = host_and_port.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise InputError(
+            f"Ray address: expected 'local', 'auto', 'HOST:PORT' or 'ray://HOST:PORT', got {address!r}."
+        )
+    try:
+        greet(host_and_port, REACH)
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address!r} ({error}); start it with `ray start --head`, and give the "
+            "address that it prints (port 6379, or 10001 after ray://)."
+        ) from None
+
+
+def greet(address: str, timeout: float) -> None:
+    """Open a connection and see that the other side speaks gRPC, as a head that lives does."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return
+        connection.settimeout(timeout)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        head = connection.recv(9)
+        if len(head) < 4 or head[3] != 4:  # both sides begin with their settings, a frame of type 4
+            raise OSError("something listens there that is no Ray cluster")
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

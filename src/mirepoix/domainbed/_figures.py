@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 Chosen = tuple[int, ...]
-"""The indices of the members of one subset."""
+"""The indices of the members of one subset, in increasing order, so that a subset has one name."""
 
 
 def accuracy_against_members(
@@ -466,19 +466,20 @@ class _Averages:
         self._known: dict[Chosen, float] = {}
 
     def __call__(self, chosen: Chosen) -> float:
-        key = tuple(sorted(chosen))
-        if key not in self._known:
-            alone = len(key) == 1
-            theta = self._members[key[0]] if alone else average(self._members[i] for i in key)
-            where = f"member {key[0]}" if alone else f"the average of members {', '.join(map(str, key))}"
-            self._known[key] = _finite(self._score(theta), where)
-        return self._known[key]
+        if chosen not in self._known:
+            alone = len(chosen) == 1
+            theta = self._members[chosen[0]] if alone else average(self._members[i] for i in chosen)
+            where = (
+                f"member {chosen[0]}" if alone else f"the average of members {', '.join(map(str, chosen))}"
+            )
+            self._known[chosen] = _finite(self._score(theta), where)
+        return self._known[chosen]
 
 
 def _ways(
     pools: Sequence[range], parts: Sequence[Sequence[int]], count: int, random: np.random.Generator
 ) -> list[Chosen]:
-    """Different choices of ``part[i]`` items of pool i, for any part: all if there are few, else random ones."""
+    """Different choices of ``part[i]`` items of pool i, for any part: all if few, else random ones; pools increase."""
     parts = [part for part in parts if _fit(pools, part)]
     if sum(math.prod(map(math.comb, map(len, pools), part)) for part in parts) <= count:
         return [

@@ -296,9 +296,9 @@ class _Cells:
             case _:
                 return self.ensemble(gathered, choice)
 
-    def number(self, members: Sequence[Member], **values: Any) -> Cell:
+    def number(self, made_of: Sequence[Member], **values: Any) -> Cell:
         """A cell with a number."""
-        return replace(self.empty, missing=None, sources=tuple(member.source for member in members), **values)
+        return replace(self.empty, missing=None, sources=tuple(member.source for member in made_of), **values)
 
     def averaged(self, members: Sequence[Member], theta: Weights, choice: Mapping[str, Any]) -> Cell:
         """The cell of one model made of members."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from mirepoix.domainbed._measure import pair
 from mirepoix.domainbed._members import Members
-from mirepoix.domainbed._nodes import TaskName, Trained, trainings
+from mirepoix.domainbed._nodes import TaskName, Trained, WithHead, trainings
 from mirepoix.domainbed._rows import FAMILIES
 from mirepoix.domainbed._workbench import Status, Workbench
 from mirepoix.types import InputError
@@ -102,8 +102,9 @@ def make_plan(bench: Workbench) -> Plan:
                 for training in trainings(node):
                     found.setdefault(training, _label(training, label, members))
                     needed[task].append(training)
-        splits += [(task, nodes) for task, nodes in needed.items()]
+        splits += list(needed.items())
     _check_leakage(bench)
+    _tell_apart(found)
     order = {node: i for i, node in enumerate(found)}
     planned = tuple(
         Planned(
@@ -148,11 +149,23 @@ def _label(training: Trained, member: str, members: Members) -> str:
         runs = members.benchmark.runs_on_auxiliaries()
         same = [i for i, run in enumerate(runs) if run.with_(collect="best") == training.run]
         kind = f"auxiliary run {same[0]}" if same else "auxiliary run"
+        before = training.theta.theta if isinstance(training.theta, WithHead) else None
+        if isinstance(before, Trained):
+            kind += f" after {before.task.dataset}"
     elif training.objective == "erm" and training.theta == members.start(training.task):
         kind = member.replace(member.split(", run")[0], FAMILIES["fine_tuning"].label)
     else:
         kind = member
     return f"{training.task}: {kind}"
+
+
+def _tell_apart(labels: dict[Trained, str]) -> None:
+    """Give every training a label of its own."""
+    seen: dict[str, int] = {}
+    for node, label in labels.items():
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] > 1:
+            labels[node] = f"{label} ({seen[label]})"
 
 
 def _work(node: Trained) -> float:

@@ -20,8 +20,7 @@ from mirepoix.domainbed._objectives import objective
 from mirepoix.domainbed._settings import Auxiliary, Benchmark, Dataset
 from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_task
 from mirepoix.heads import with_head
-from mirepoix.remote_store import open_store
-from mirepoix.store import cached, result_key
+from mirepoix.store import Store, cached, result_key
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import Diverged, InputError, Weights
 from mirepoix.weights import interpolate
@@ -82,6 +81,10 @@ class Workbench:
     @cached_property
     def store(self) -> Any:
         """The finished trainings."""
+        if "://" not in self.store_place:
+            return Store(Path(self.store_place))
+        from mirepoix.remote_store import open_store
+
         return open_store(self.store_place, cache=self.cache / "results")
 
     @cached_property
@@ -178,9 +181,6 @@ class Workbench:
         Raises:
             NotMade: If a training behind it is not there, or diverged.
         """
-        return self._once(("weights", node), lambda: self._weights(node))  # type: ignore[no-any-return]
-
-    def _weights(self, node: Node) -> Weights:
         match node:
             case Pretrained():
                 return self.start(node.dataset).theta
@@ -189,9 +189,13 @@ class Workbench:
             case Interpolated():
                 return interpolate([self.weights(theta) for theta in node.thetas], list(node.coefficients))
             case Trained():
-                if self.status(node) in ("missing", "waiting"):
-                    raise NotMade(node)
-                return self.make(node)
+                return self._once(("weights", node), lambda: self._stored(node))  # type: ignore[no-any-return]
+
+    def _stored(self, node: Trained) -> Weights:
+        if self.status(node) in ("missing", "waiting"):
+            raise NotMade(node)
+        theta: Weights = self.make(node)
+        return theta
 
     def start_fingerprint(self, node: Node) -> str:
         """The fingerprint of the weights of an expression."""

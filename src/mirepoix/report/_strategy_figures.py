@@ -53,16 +53,17 @@ def draw_accuracy_against_members(
     numbers, what, title = cleaned(dict(numbers)), cleaned(what), cleaned(title)
     curves = (
         ("runs", "average of runs", "average of {} of different runs"),
+        ("ensemble", "ensemble of runs", "ensemble of {} of different runs"),  # in its colour of the report
         ("snapshots", "average along one run", "average of {} of one run"),
-        ("ensemble", "ensemble of runs", "ensemble of {} of different runs"),
     )
     series = {label: _known(numbers[key]) for key, label, _ in curves if numbers.get(key)}
     told = "; ".join(_rise(numbers[key], words) for key, label, words in curves if series.get(label))
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, title, "members", f"{what}, percent", whole=True)
-        for k, (label, found) in enumerate(series.items()):
-            _curve(axes, [p["members"] for p in found], found, k, label)
+        for k, (_, label, _) in enumerate(curves):
+            if label in series:
+                _curve(axes, [p["members"] for p in series[label]], series[label], k, label)
         _legend(figure, len(series))
 
     subsets = "the best members first" if numbers.get("ranked") else "a point is the mean over subsets"
@@ -177,7 +178,9 @@ def draw_slope_against_members(
 
 
 def draw_accuracy_against_share(
-    *numbers: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    *others: Mapping[str, Any],
+    labels: Sequence[str] | None = None,
     what: str = "OOD accuracy",
     title: str = "",
     name: str = "accuracy_against_share",
@@ -185,36 +188,30 @@ def draw_accuracy_against_share(
     """The accuracy of averages against the share of their members that were inter-trained.
 
     Args:
-        numbers: As from `mirepoix.domainbed.accuracy_against_share`; several, for different M, are several curves.
+        numbers: As from `mirepoix.domainbed.accuracy_against_share`.
+        others: More of them, each a curve of its own: other numbers of members, or another accuracy.
+        labels: Of the curves, by default their number of members.
         what: What the accuracy is.
         title: Above the drawing.
         name: Of the file.
     """
-    each, what, title = [cleaned(dict(one)) for one in numbers], cleaned(what), cleaned(title)
-    series = {f"M = {one['members']}": one["shares"] for one in each}
+    each, what, title = [cleaned(dict(one)) for one in (numbers, *others)], cleaned(what), cleaned(title)
+    given = [f"M = {one['members']}" for one in each] if labels is None else cleaned(list(labels))
+    series = list(zip(given, [one["shares"] for one in each], strict=True))
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, title, "share of inter-trained members, percent", f"{what}, percent")
-        for k, (label, shares) in enumerate(series.items()):
-            _curve(axes, [100 * p["share"] for p in shares], shares, k, label)
-        _legend(figure, len(series), ncols=4)
+        for k, (label, shares) in enumerate(series):
+            _curve(axes, [100 * p["share"] for p in shares], shares, k, _short(label, 24))
+        _legend(figure, len(series), ncols=4 if labels is None else 2)
 
-    sentences = []
-    for label, shares in series.items():
-        best = max(shares, key=lambda p: p["mean"])
-        pure = [
-            f"{percent(p['mean'], p['error'])} at {100 * p['share']:.0f} %" for p in (shares[0], shares[-1])
-        ]
-        sentences.append(
-            f"for {label}, {' and '.join(pure)} of inter-trained members, highest at "
-            f"{100 * best['share']:.0f} % with {percent(best['mean'], best['error'])}"
-        )
-    told = "; ".join(sentences)
+    told = "; ".join(f"{label}: {_best_share(shares)}" for label, shares in series)
     return Plot(
         name=name,
         section="why",
         alt=_sentence(f"{what} in percent against the share of inter-trained members", title, told),
-        caption=f"{_capital(told)}. A point is the mean over choices of members.{_bars(series.values())}",
+        caption=f"{_capital(told)}. A point is the mean over choices of members."
+        f"{_bars([shares for _, shares in series])}",
         size=_SIZE,
         draw=draw,
     )
@@ -311,7 +308,7 @@ def draw_interpolation_curve(
         name=name,
         section="why",
         alt=f"Accuracy in percent on the line from {first} to {last}{f' ({title})' if title else ''}. {told}",
-        caption=f"{told} Dotted: the chord, which connected weights do not fall below.",
+        caption=f"{told} Dotted: the chord, which connected weights stay above up to the tolerance.",
         size=_SIZE,
         draw=draw,
     )
@@ -325,11 +322,11 @@ def _ink(name: str) -> str:
 
 
 def _style(k: int) -> dict[str, Any]:
-    """Of series number k: markers repeat after nine and colours after four, so that the two together do not soon."""
+    """Of series number k: nine markers, and sixteen pairs of a colour and a line."""
     return {
         "color": _ink(_COLORS[k % len(_COLORS)]),
         "marker": _MARKERS[k % len(_MARKERS)],
-        "linestyle": _LINES[k % len(_LINES)],
+        "linestyle": _LINES[(k + k // len(_COLORS)) % len(_LINES)],
         "markersize": 4.5,
         "linewidth": 1.8,
     }
@@ -377,6 +374,14 @@ def _rise(curve: Sequence[Mapping[str, Any]], words: str) -> str:
     return f"{text}, {_change(last['mean'] - first['mean'])} than of {first['members']}"
 
 
+def _best_share(shares: Sequence[Mapping[str, Any]]) -> str:
+    """``70.1 ± 0.2 without and 70.5 ± 0.3 with inter-trained members only, highest at 50 % with 71.2 ± 0.3``."""
+    best = max(shares, key=lambda p: p["mean"])
+    none, only, most = (percent(p["mean"], p["error"]) for p in (shares[0], shares[-1], best))
+    place = f"{100 * best['share']:.0f} %"
+    return f"{none} without and {only} with inter-trained members only, highest at {place} with {most}"
+
+
 def _known(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [point for point in found if finite(point["mean"]) is not None]
 
@@ -391,7 +396,7 @@ def _slope(size: Mapping[str, Any], unit: str) -> str:
     many = amount(size["subsets"], "subset")
     if size["slope"] is None:
         return f"no slope is determined for M = {size['members']} ({many})"
-    r = "" if size["r"] is None else _minus(f"r = {size['r']:.2f}, ")
+    r = "" if size["r"] is None else f"r = {_minus(format(size['r'], '.2f'))}, "
     slope = _signed(size["slope"], size["slope_error"])
     return f"slope {slope}{unit} for M = {size['members']} ({r}{many})"
 

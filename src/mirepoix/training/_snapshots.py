@@ -64,6 +64,7 @@ def snapshots(theta: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         InputError: If a name does not begin with a step of six digits or more and a slash.
 
     Example:
+        >>> import torch
         >>> snapshots({"000000/w": torch.zeros(1), "000300/w": torch.ones(1)})
         {0: {'w': tensor([0.])}, 300: {'w': tensor([1.])}}
     """
