@@ -17,9 +17,10 @@ LEVELS = [
     {"types", "seeds", "lazy"},
     {"weights", "checkpoints", "data", "models", "predictions"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
-    {"training", "store", "recipe"},
+    {"training", "store", "remote_store", "recipe"},
     {"strategies", "selection", "metrics", "diversity", "scores", "landscape"},
-    {"experiment", "report"},
+    {"cluster", "experiment", "report"},
+    {"domainbed"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

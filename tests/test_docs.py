@@ -300,8 +300,8 @@ def test_every_measure_of_diversity_is_listed():
 
 
 def test_every_strategy_is_in_the_table_and_no_other():
-    rows = table_rows("docs/which-strategy.md", "Strategy")
-    assert {code_of(row[0]) for row in rows} == set(strategies.__all__)
+    rows = table_rows("docs/strategies.md", "Strategy") + table_rows("docs/strategies.md", "Part")
+    assert {code_of(row[0]) for row in rows} == {*strategies.__all__, "linear_probe", "with_head"}
 
 
 def test_every_objective_is_in_the_table_and_no_other():

@@ -82,6 +82,8 @@ class NetworkTable(Table):
     """A file, relative to the recipe, the data folder or the current folder."""
     pretrained: Flag = False
     """Fetch the weights of a timm network from its hub."""
+    scratch: Flag = False
+    """Start from random weights that all runs share, as the benchmark does for the MNIST variants."""
     width: Count | None = None
     frozen_batch_norm: Flag = True
 

@@ -17,6 +17,7 @@ from mirepoix import __version__
 from mirepoix.cli._check import check
 from mirepoix.cli._connect import connect
 from mirepoix.cli._convert import convert
+from mirepoix.cli._domainbed import domainbed
 from mirepoix.cli._fast import parsed
 from mirepoix.cli._inspect import inspect
 from mirepoix.cli._rebuild import rebuild
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for verb in (run, report, check, soup, connect, convert, inspect, rebuild):
     app.command()(verb)
+app.add_typer(domainbed, name="domainbed")
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,7 +66,7 @@ def main() -> None:
             signal.signal(number, _end)  # so that temporary files are removed
     warnings.showwarning = _note(warnings.showwarning)
     # A job that is long remembers what it has done; the other verbs have written nothing until they end.
-    continues = sys.argv[1:2] == ["run"]
+    continues = sys.argv[1:2] in (["run"], ["domainbed"])
     try:
         _run()
     except InputError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["Bar"]
+if TYPE_CHECKING:
+    from mirepoix.cluster import Event
+
+__all__ = ["Bar", "SweepBar"]
 
 
 class Bar:
@@ -83,6 +88,72 @@ class Bar:
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+class SweepBar:
+    """Progress of a sweep: works done, what is being done, and the time that remains.
+
+    Where standard error is no terminal it prints a line for every work that ends.
+
+    Args:
+        weights: How long each training takes, in any unit; other works count as nothing.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.weights = weights
+        self.running: dict[str, None] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task("sweep", total=sum(weights.values()) or None, detail="")
+
+    def __enter__(self) -> SweepBar:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def event(self, event: Event) -> None:
+        """Something happened to a work."""
+        if event.kind in ("submitted", "started"):
+            if event.kind == "started":
+                self.running[event.name] = None
+            self.show(event)
+            return
+        self.running.pop(event.name, None)
+        if event.kind != "retried":
+            self.bar.advance(self.task, self.weights.get(event.name, 0.0))
+        self.show(event)
+        count = f"[{event.done + event.failed + event.skipped}/{event.total}]"
+        if event.kind == "done":
+            if not self.live:
+                self.print(f"{count} {event.name} ({event.seconds:.0f} s)")
+        else:
+            self.print(f"{count} {event.kind}: {event.name}: {event.message}")
+
+    def show(self, event: Event) -> None:
+        """Redraw the line."""
+        bad = event.failed + event.skipped
+        detail = f"{event.done} of {event.total} done" + (f", {bad} failed or skipped" if bad else "")
+        if self.running:
+            detail += f"; {escape(next(reversed(self.running)))}"
+        self.bar.update(self.task, detail=detail)
+
+    def print(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Lines(logging.Handler):

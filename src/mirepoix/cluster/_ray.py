@@ -232,8 +232,9 @@ class RayCluster:
             ) from error
 
     def _watch(self, head: str, node: str | None) -> None:
-        """Count what the cluster has, as it may grow, and notice that the head or this machine's part is gone: for the first, Ray would end this process after
-        a minute; for the second, the futures would never end.
+        """Count what the cluster has, as it may grow, and notice that its head or its part here is gone.
+
+        For the first, Ray would end this process after a minute; for the second, the futures would never end.
         """
         missed = 0
         while not self._left.wait(PULSE):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from mirepoix.domainbed._measure import pair
 from mirepoix.domainbed._members import Members
@@ -16,7 +18,7 @@ from mirepoix.domainbed._rows import FAMILIES
 from mirepoix.domainbed._workbench import Status, Workbench
 from mirepoix.types import InputError
 
-__all__ = ["Plan", "Planned", "SplitPlan", "make_plan"]
+__all__ = ["Forecast", "Plan", "Planned", "SplitPlan", "forecast", "make_plan"]
 
 CALIBRATION = (3, 9)
 """Steps of the two short trainings that tell the time of a step from that of a check."""
@@ -210,7 +212,10 @@ def forecast(bench: Workbench, plan: Plan, note: Callable[[str], None] = lambda 
     first = waiting[0]
     theta = bench.start(first.node.task.dataset).theta
     size = sum(int(value.numel() * value.element_size()) for value in theta.values())
-    disk = size * len(bench.benchmark.collected()) * len(waiting)
+    kept = bench.benchmark.collected()
+    disk = sum(
+        size * (len(kept) + ("snapshots" in kept) * (_checks(planned.node) - 1)) for planned in waiting
+    )
     rates = []
     for planned in plan.trainings:
         if planned.status == "stored":
@@ -229,8 +234,15 @@ def forecast(bench: Workbench, plan: Plan, note: Callable[[str], None] = lambda 
     return Forecast(seconds, disk, "a few steps made now")
 
 
+def _checks(node: Trained) -> int:
+    """How often a training is evaluated: after step 0, every so many steps, and after the last."""
+    last = node.run.steps - 1
+    return 1 + last // node.run.check_every + (last % node.run.check_every > 0)
+
+
 def _calibrate(bench: Workbench, node: Trained) -> tuple[float, float]:
-    """Seconds of a step and of a check."""
+    """Seconds of a step and of a check, with as many threads as a worker has."""
+    torch.set_num_threads(bench.threads)
     trainer = bench.trainer(node)
     theta, split = bench.start(node.task.dataset).theta, bench.split(node.task)
     seconds = []
@@ -245,10 +257,3 @@ def _calibrate(bench: Workbench, node: Trained) -> tuple[float, float]:
         (seconds[0] - CALIBRATION[0] * per_step) / 2, 0.0
     )  # one after the first step, one at the end
     return per_step, checks
-
-
-def names(plan: Plan, indices: Sequence[int]) -> tuple[str, ...]:
-    """The labels of some trainings that are to be made."""
-    return tuple(
-        plan.trainings[i].label for i in indices if plan.trainings[i].status in ("missing", "waiting")
-    )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from mirepoix.cluster import Done, Engine, Event, Work, carry_out
 from mirepoix.domainbed._cells import Cell
 from mirepoix.domainbed._measure import cells_of_seeds, cells_of_split
@@ -41,13 +43,10 @@ _WORKBENCHES: dict[bytes, Workbench] = {}
 
 def _workbench(pickled: bytes) -> Workbench:
     if pickled not in _WORKBENCHES:
-        bench: Workbench = pickle.loads(pickled)
-        if bench.benchmark.loop.threads:
-            import torch
-
-            torch.set_num_threads(bench.benchmark.loop.threads)
-        _WORKBENCHES[pickled] = bench
-    return _WORKBENCHES[pickled]
+        _WORKBENCHES[pickled] = pickle.loads(pickled)
+    bench = _WORKBENCHES[pickled]
+    torch.set_num_threads(bench.threads)  # whatever the engine: the order of sums depends on it
+    return bench
 
 
 def train_one(pickled: bytes, node: Trained) -> str:
@@ -74,7 +73,12 @@ def measure_seeds(pickled: bytes, dataset: str, target: str, rows: Sequence[Row]
 
 
 def run_plan(
-    bench: Workbench, plan: Plan, engine: Engine, on_event: Callable[[Event], None] | None = None
+    bench: Workbench,
+    plan: Plan,
+    engine: Engine,
+    on_event: Callable[[Event], None] | None = None,
+    *,
+    retries: int = 2,
 ) -> Sweep:
     """Carry out what is left of a plan, and measure; everything finished stays, however this ends.
 
@@ -83,6 +87,7 @@ def run_plan(
         plan: Of `make_plan`.
         engine: Where the works run.
         on_event: Told of every work.
+        retries: How often a work is tried again whose worker was lost.
     """
     pickled = pickle.dumps(bench)
     left = {planned.label for planned in plan.waiting()}
@@ -97,7 +102,7 @@ def run_plan(
         for planned in plan.waiting()
     ]
     works += _measuring(bench, pickled, plan, left)
-    results = carry_out(works, engine, on_event=on_event)
+    results = carry_out(works, engine, retries=retries, on_event=on_event)
     sweep = Sweep()
     sweep.trained = sum(results[label].value == "stored" for label in left)
     sweep.diverged = [label for label in left if results[label].value == "diverged"]

@@ -92,6 +92,11 @@ class Workbench:
         """Options of the training loop."""
         return Loop(**self.benchmark.loop.model_dump(exclude={"threads"}))
 
+    @property
+    def threads(self) -> int:
+        """Threads of one training: what the recipe says, or one."""
+        return self.benchmark.loop.threads or 1
+
     @cached_property
     def device(self) -> torch.device:
         """Where trainings run."""

@@ -24,7 +24,7 @@ from mirepoix.store import Store, environment
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import InputError
 
-__all__ = ["Progress", "run_recipe"]
+__all__ = ["Progress", "claimed", "run_recipe"]
 
 
 class _Silence:
@@ -63,7 +63,7 @@ def run_recipe(
     """
     progress = progress or cast(Progress, _Silence())
     choose_device(recipe.loop.device)  # a typing error is told before any image is read
-    with _claimed(out):
+    with claimed(out):
         return _run(recipe, recipe_path, out, data, store or out / "store", progress, command)
 
 
@@ -144,7 +144,7 @@ RESULTS = ("members", "soups", "predictions", "figures", "report.json", "report.
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
+def claimed(out: Path) -> Iterator[None]:
     """Hold the output folder: one process at a time, and it must be possible to write there."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder for the results, got a file. Choose another --out.")

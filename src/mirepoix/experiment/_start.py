@@ -97,10 +97,13 @@ def build_start(
     elif table.pretrained:
         theta = initial_weights(network)
         origin = "pre-trained weights from the hub of timm"
+    elif table.scratch:
+        theta = initial_weights(network)
+        origin = "random weights that all runs share"
     else:
         raise InputError(
             'network: members need one pre-trained start. Name a file with network.weights = "...", or take a '
-            "timm network with network.pretrained = true."
+            "timm network with network.pretrained = true; network.scratch = true starts from random weights."
         )
     digest = fingerprint(theta)
     return Start(network, theta, f"{network.name}, {origin} (fingerprint {digest[:12]})", digest)
