@@ -65,9 +65,7 @@ def die():
 
 
 def environment(*names):
-    import torch
-
-    return os.getpid(), torch.get_num_threads(), *(os.environ.get(name) for name in names)
+    return os.getpid(), *(os.environ.get(name) for name in names)
 
 
 def torch_threads():

@@ -51,7 +51,7 @@ class Members:
 
     def start(self, task: TaskName) -> Node:
         """theta_pt with the head that all runs on one task share: its linear probe, or a random head."""
-        probe = self.benchmark.probe_run()
+        probe = self.benchmark.probe_on(task.dataset)
         theta = Pretrained(task.dataset)
         if probe is None:
             return theta
@@ -70,9 +70,9 @@ class Members:
             != (own.dataset, own.path, auxiliary.label)
         ]
 
-    def recycled(self, name: str, run: Run, head: Node, recycling: Recycle = recycle) -> Node:
-        """phi_i for one auxiliary task and run, with the head of the target."""
-        task = TaskName(name)
+    def recycled(self, name: str, h: int, head: Node, recycling: Recycle = recycle) -> Node:
+        """phi_i on one auxiliary task for run h, with the head of the target."""
+        task, run = TaskName(name), self.auxiliary_run(name, h)
         (phi,) = recycling(_train, self.start(task), [task], [run])
         return WithHead(phi, head)
 
@@ -82,21 +82,20 @@ class Members:
         With A auxiliary tasks, run h begins at number ``h mod (A + 1)``, number 0 being theta_pt, and with fine-tuning
         ``h mod R`` of the R on that task.
         """
-        names, runs = self.auxiliaries(dataset), self.auxiliary_runs()
+        names = self.auxiliaries(dataset)
         return [
-            self.recycled(names[k - 1], runs[h % len(runs)], head, recycling) if k else head
+            self.recycled(names[k - 1], h, head, recycling) if k else head
             for h, k in ((h, h % (len(names) + 1)) for h in range(self.benchmark.runs))
         ]
 
     def chains(self, dataset: str, head: Node) -> list[Node]:
         """Where run h of sequential inter-training begins: after two auxiliary tasks, one after the other."""
         pairs = list(itertools.permutations(self.auxiliaries(dataset), 2))
-        runs = self.auxiliary_runs()
         chosen: list[Node] = []
         for h in range(self.benchmark.runs):
             first, second = (TaskName(name) for name in pairs[h % len(pairs)])
-            run = runs[h % len(runs)]
-            chain = sequence(_train, self.start(first), [first, second], [run, run], self.attach)
+            runs = [self.auxiliary_run(stage.dataset, h) for stage in (first, second)]
+            chain = sequence(_train, self.start(first), [first, second], runs, self.attach)
             chosen.append(WithHead(chain, head))
         return chosen
 
@@ -105,16 +104,17 @@ class Members:
         start = self.start(task)
         return theta if theta == start else WithHead(theta, start)
 
-    def auxiliary_runs(self) -> list[Run]:
-        """The configurations of the auxiliary fine-tunings; what counts is where they end."""
-        return [run.with_(collect="last") for run in self.benchmark.runs_on_auxiliaries()]
+    def auxiliary_run(self, name: str, h: int) -> Run:
+        """The configuration of the auxiliary fine-tuning that run h begins at; what counts is where it ends."""
+        runs = self.benchmark.runs_on(name)
+        return runs[h % len(runs)].with_(collect="last")
 
     def of(self, family: str, task: TaskName) -> list[Node]:
         """Member h of a family for one split, for every run h."""
-        runs = self.benchmark.target_runs(task.data_seed)
+        runs = self.benchmark.runs_on(task.dataset, task.data_seed)
         theta = self.start(task)
         sam = partial(_train, objective="sam")
-        recycled = classifier_first(_train, theta, steps=self.benchmark.freeze())
+        recycled = classifier_first(_train, theta, steps=self.benchmark.freeze_on(task.dataset))
         match family:
             case "fine_tuning":
                 members = diwa(_train, theta, task, runs, combine=list)
@@ -149,11 +149,10 @@ class Members:
 
     def fused(self, train: Train, theta: Node, task: TaskName, runs: Sequence[Run]) -> list[Node]:
         """Members of fusing: each begins at its own mixture of theta_pt and one fine-tuning per auxiliary task."""
-        names, auxiliary_runs = self.auxiliaries(task.dataset), self.auxiliary_runs()
+        names = self.auxiliaries(task.dataset)
         found: list[Node] = []
         for h, run in enumerate(runs):
-            auxiliary_run = auxiliary_runs[h % len(auxiliary_runs)]
-            starts = [theta, *(self.recycled(name, auxiliary_run, theta) for name in names)]
+            starts = [theta, *(self.recycled(name, h, theta) for name in names)]
             shares = fusing_coefficients(len(starts), run.seed, kappa_max=self.benchmark.fusing_range)
             found += fusing(train, starts, task, [run], [shares], combine=list, fuse=fused)
         return found

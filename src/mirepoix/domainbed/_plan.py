@@ -148,7 +148,7 @@ def _label(training: Trained, member: str, members: Members) -> str:
     if training.run.classifier_steps == training.run.steps:
         kind = "linear probe"
     elif training.task.target is None:
-        runs = members.benchmark.runs_on_auxiliaries()
+        runs = members.benchmark.runs_on(training.task.dataset)
         same = [i for i, run in enumerate(runs) if run.with_(collect="best") == training.run]
         kind = f"auxiliary run {same[0]}" if same else "auxiliary run"
         before = training.theta.theta if isinstance(training.theta, WithHead) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,8 @@ class Dataset(Data):
 
     name: str | None = None
     """Of the tables; the dataset's own name unless given."""
+    run: RunTable = RunTable()
+    """Run 0 on this dataset: the recipe's, changed by what is set here."""
 
     @property
     def label(self) -> str:
@@ -47,6 +50,8 @@ class Auxiliary(Data):
 
     name: str | None = None
     """What the plan calls it; the dataset's own name unless given."""
+    run: RunTable = RunTable()
+    """Run 0 on this task: the recipe's, changed by its ``auxiliary_run`` and by what is set here."""
 
     @property
     def label(self) -> str:
@@ -147,26 +152,45 @@ class Benchmark(Experiment):
         return tuple(name for name in COLLECTED if name in kept)
 
     def base_run(self) -> Run:
-        """The configuration of run 0."""
+        """The configuration of run 0, whatever the dataset."""
         return self.run.over(Run(augment_validation=self.protocol == "reference"))
 
-    def target_runs(self, data_seed: int) -> list[Run]:
-        """The configurations c_i for one data seed; every family and every target uses the same."""
-        return sample_runs(self.space.space(), self.runs, data_seed=data_seed, base=self.base_run())
+    def table(self, label: str) -> Dataset | Auxiliary:
+        """The table of a dataset or an auxiliary task."""
+        return next(table for table in (*self.datasets, *self.auxiliaries) if table.label == label)
 
-    def runs_on_auxiliaries(self) -> list[Run]:
-        """The configurations of the auxiliary fine-tunings, one list for all tasks."""
-        base = self.auxiliary_run.over(self.base_run())
-        return sample_runs(self.space.space(), self.auxiliary_runs, base=base)
+    def base_run_on(self, label: str) -> Run:
+        """The configuration of run 0 on a dataset or an auxiliary task."""
+        table = self.table(label)
+        base = self.base_run()
+        return table.run.over(self.auxiliary_run.over(base) if isinstance(table, Auxiliary) else base)
 
-    def freeze(self) -> int:
+    def runs_on(self, label: str, data_seed: int = 0) -> list[Run]:
+        """The configurations c_i: every family and every target of a dataset uses the same.
+
+        On an auxiliary task there are ``auxiliary_runs`` of them, shared by all targets.
+        """
+        count = self.auxiliary_runs if isinstance(self.table(label), Auxiliary) else self.runs
+        return sample_runs(self.space.space(), count, data_seed=data_seed, base=self.base_run_on(label))
+
+    def probe_on(self, label: str) -> Run | None:
+        """The configuration of the linear probe on a dataset or an auxiliary task."""
+        if self.shared_head or self.probe is None:
+            return None
+        return self.probe.over(self.base_run_on(label).with_(classifier_steps=0))
+
+    def freeze_on(self, label: str) -> int:
         """Updates of the classifier alone after inter-training: the reference's code makes one more than it says."""
-        return min(self.frozen_steps + (self.protocol == "reference"), self.base_run().steps)
+        return min(self.frozen_steps + (self.protocol == "reference"), self.base_run_on(label).steps)
 
     def check_runs(self) -> None:
         """Try every configuration that the recipe can lead to."""
         super().check_runs()
         blame("auxiliary_run", lambda: self.auxiliary_run.over(self.base_run()))
+        for kind, tables in (("datasets", self.datasets), ("auxiliaries", self.auxiliaries)):
+            for table in tables:
+                blame(f"{kind}.{table.label}.run", partial(self.base_run_on, table.label))
+                blame("probe", partial(self.probe_on, table.label))
 
 
 NEEDS_AUXILIARIES = {name for name, family in FAMILIES.items() if family.auxiliaries}

@@ -106,7 +106,7 @@ class Workbench:
 
     def table(self, label: str) -> Dataset | Auxiliary:
         """The recipe's table of a dataset or an auxiliary task."""
-        return next(t for t in (*self.benchmark.datasets, *self.benchmark.auxiliaries) if t.label == label)
+        return self.benchmark.table(label)
 
     def task(self, label: str, data_seed: int = 0, progress: Any = None) -> Task:
         """The images of a dataset or an auxiliary task."""
@@ -243,6 +243,8 @@ class Workbench:
         """Predicts on one split."""
 
         def make() -> Judge:
-            return Judge(self.start(name.dataset).network, self.split(name), self.store, self.device)
+            network = self.start(name.dataset).network
+            last = self.loop.channels_last
+            return Judge(network, self.split(name), self.store, self.device, channels_last=last)
 
         return self._once(("judge", name), make)  # type: ignore[no-any-return]

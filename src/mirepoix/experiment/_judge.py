@@ -29,9 +29,18 @@ class Judge:
     Selections get `score`, which reads the validation part alone.
     """
 
-    def __init__(self, network: NetworkSpec, split: Split, store: Store, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: NetworkSpec,
+        split: Split,
+        store: Store,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+    ) -> None:
         self.network, self.split, self.store, self.device = network, split, store, device
-        self.model = network.build().to(device)
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
+        self.model = network.build().to(device).to(memory_format=self.layout)
 
     def subsets(self, part: Part) -> Sequence[Subset]:
         """The images of one part, a subset per domain."""
@@ -53,6 +62,7 @@ class Judge:
             "split": self.split.digest,
             "part": part,
             "target": self.split.target if part == "test" else None,
+            "layout": str(self.layout),
             "code": code_version(),
         }
 
