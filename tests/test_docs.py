@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import importlib
+import importlib.util
 import io
 import itertools
 import re
@@ -24,7 +24,10 @@ from pydantic import BaseModel
 import mirepoix
 from mirepoix import diversity, merging, objectives, strategies
 from mirepoix.cli._methods import METHODS, SELECTIONS
-from mirepoix.recipe import Recipe, RunTable, builtin_recipes, load_recipe
+from mirepoix.domainbed import COMBINES, FAMILIES, ROWS, load_benchmark
+from mirepoix.domainbed._rows import Row
+from mirepoix.domainbed._settings import Benchmark
+from mirepoix.recipe import Data, Experiment, Recipe, RunTable, builtin_recipes, load_recipe
 from mirepoix.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +85,13 @@ def code_of(cell: str) -> str:
     return found[1]
 
 
+def write_named(block: Block, folder: Path) -> None:
+    """Write a recipe that opens with the comment ``# NAME.toml`` to that file."""
+    name = re.match(r"# ([\w-]+\.toml)\n", block.text)
+    if block.language == "toml" and name:
+        (folder / name[1]).write_text(block.text)
+
+
 # Snippets
 
 
@@ -90,6 +100,7 @@ def test_the_snippets_of_a_page_run_and_print_what_it_says(page, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
+        write_named(block, tmp_path)
         if block.language != "python":
             continue
         printed = io.StringIO()
@@ -115,12 +126,17 @@ TOML = [(page, block) for page in PAGES for block in blocks(page) if block.langu
 @pytest.mark.parametrize(("page", "block"), TOML, ids=[f"{named(p)}:{b.line}" for p, b in TOML])
 def test_recipes_in_the_pages_can_be_read(page, block, tmp_path):
     values = tomllib.loads(block.text)
+    benchmark = bool({"datasets", "auxiliaries"} & set(values))
     if "network" not in values:  # some tables of a recipe
-        whole = tomllib.loads(builtin_recipes()["folder"].read_text())
-        values = {**whole, **{key: {**whole.get(key, {}), **table} for key, table in values.items()}}
+        whole = tomllib.loads(builtin_recipes()["ratatouille-digits" if benchmark else "folder"].read_text())
+        given = {
+            key: {**whole.get(key, {}), **table} if isinstance(table, dict) else table
+            for key, table in values.items()
+        }
+        values = {**whole, **given}
     file = tmp_path / "recipe.toml"
     file.write_text(tomlkit.dumps(values))
-    load_recipe(file)
+    (load_benchmark if benchmark else load_recipe)(file)
 
 
 # Commands
@@ -157,30 +173,36 @@ def test_commands_in_the_pages_exist(where, call):
 
     from mirepoix.cli import app
 
-    group: Any = typer.main.get_command(app)
-    verb, *arguments = call
-    assert verb in group.commands, f"{where}: no verb {verb!r}"
-    context = group.commands[verb].make_context(verb, list(arguments))  # reads the options, runs nothing
+    command: Any = typer.main.get_command(app)
+    arguments, verbs = list(call), []
+    while hasattr(command, "commands"):
+        verbs.append(arguments.pop(0))
+        assert verbs[-1] in command.commands, f"{where}: no verb {' '.join(verbs)!r}"
+        command = command.commands[verbs[-1]]
+    context = command.make_context(verbs[-1], arguments)  # reads the options, runs nothing
     for change in context.params.get("changes") or ():
-        load_recipe("folder", [change])
-    recipe = context.params.get("recipe") if verb == "run" else None
+        if verbs[0] == "domainbed":
+            load_benchmark("ratatouille-digits", [change])
+        else:
+            load_recipe("folder", [change])
+    recipe = context.params.get("recipe") if verbs[0] in ("run", "domainbed") else None
     assert recipe is None or recipe.endswith(".toml") or recipe in builtin_recipes(), f"{where}: {recipe}"
 
 
 def test_there_are_commands_to_check():
     verbs = {call[0] for _, call in COMMANDS}
-    assert verbs == {"run", "report", "check", "soup", "connect", "rebuild", "convert"}
+    assert verbs == {"run", "report", "check", "soup", "connect", "rebuild", "convert", "domainbed"}
 
 
-def options_of(verb: str) -> set[str]:
+def options_of(*verbs: str) -> set[str]:
     import typer
 
     from mirepoix.cli import app
 
-    group: Any = typer.main.get_command(app)
-    return {name for p in group.commands[verb].params for name in p.opts if name.startswith("--")} - {
-        "--help"
-    }
+    command: Any = typer.main.get_command(app)
+    for verb in verbs:
+        command = command.commands[verb]
+    return {name for p in command.params for name in p.opts if name.startswith("--")} - {"--help"}
 
 
 def test_every_option_of_run_is_explained():
@@ -194,14 +216,24 @@ def test_every_option_of_the_verbs_on_checkpoints_is_explained(verb):
     assert sorted(explained) == sorted(options_of(verb))
 
 
+@pytest.mark.parametrize("verb", ["plan", "run", "table", "trace"])
+def test_every_option_of_the_verbs_of_domainbed_is_explained(verb):
+    rows = table_rows("docs/commands.md", "Option of `domainbed`")
+    explained = [code_of(row[0]).split()[0] for row in rows if f"`{verb}`" in row[1]]
+    assert sorted(explained) == sorted(options_of("domainbed", verb))
+
+
 def test_every_verb_is_in_the_table_of_commands():
     import typer
 
     from mirepoix.cli import app
 
     group: Any = typer.main.get_command(app)
-    rows = table_rows("docs/commands.md", "Command")
-    assert {code_of(row[0]).split()[1] for row in rows} == set(group.commands)
+    told = [tuple(code_of(row[0]).split()[1:]) for row in table_rows("docs/commands.md", "Command")]
+    verbs = []
+    for name, command in group.commands.items():
+        verbs += [(name, each) for each in command.commands] if hasattr(command, "commands") else [(name,)]
+    assert sorted(told) == sorted(verbs)
 
 
 def shown_results(page: Path) -> list[tuple[int, str, str]]:
@@ -216,11 +248,15 @@ def shown_results(page: Path) -> list[tuple[int, str, str]]:
 
 def without_numbers(text: str) -> str:
     """A text in which every number, its unit and the space around it are the same."""
+    text = re.sub(r"\b[0-9a-f]{32}\b", "#", text)  # keys of a store
     text = re.sub(r"-?\d[\d.,]*(e-?\d+)?( (bytes|kB|MB|GB|TB)\b)?", "#", text)
     return re.sub(r" +", " ", re.sub(r"(?m)^ +| +$", "", text)).strip()
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs/merging.md", ROOT / "docs/checkpoints.md"], ids=named)
+SHOWING = [ROOT / "docs" / name for name in ("merging.md", "checkpoints.md", "domainbed.md")]
+
+
+@pytest.mark.parametrize("page", SHOWING, ids=named)
 def test_commands_print_what_the_page_shows(page, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
@@ -231,6 +267,7 @@ def test_commands_print_what_the_page_shows(page, tmp_path, monkeypatch):
     results = {line: (command, output) for line, command, output in shown_results(page)}
     assert results
     for block in blocks(page):
+        write_named(block, tmp_path)
         if block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(block.text, str(page), "exec", dont_inherit=True), namespace)
@@ -251,14 +288,18 @@ def is_table(annotation: Any) -> type[BaseModel] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
+def told(value: Any) -> str:
+    """A value as a table shows it."""
+    value = list(value) if isinstance(value, tuple) else value
+    return "none" if value is None else f"`{tomlkit.item(value).as_string()}`"
+
+
+def default(field: Any) -> str:
+    return "required" if field.is_required() else told(field.default)
+
+
 def recipe_keys() -> dict[str, str]:
     """Every key that a recipe may have, with its default in TOML; two tables are as `[run]`."""
-
-    def told(value: Any) -> str:
-        return "none" if value is None else f"`{tomlkit.item(value).as_string()}`"
-
-    def default(field: Any) -> str:
-        return "required" if field.is_required() else told(field.default)
 
     keys = {}
     for name, field in Recipe.model_fields.items():
@@ -273,18 +314,67 @@ def recipe_keys() -> dict[str, str]:
     return keys
 
 
-def test_every_key_of_a_recipe_is_in_the_table_and_no_other():
-    rows = table_rows("docs/recipes.md", "Key")
-    told = {code_of(row[0]): row[2] for row in rows}
-    assert len(told) == len(rows), "a key is told twice"
-    expected = recipe_keys()
-    assert set(told) == set(expected)
-    for key, default in expected.items():
-        same = told[key] == default or (told[key] == "unset" and default == "none")
-        if not same and default.startswith("`") and told[key].startswith("`"):
-            read = [tomllib.loads(f"x = {text.strip('`')}")["x"] for text in (told[key], default)]
+def benchmark_keys() -> dict[str, str]:
+    """Every key that only the recipe of a benchmark has, with its default in TOML."""
+    keys = {}
+    for name in [name for name in Benchmark.model_fields if name not in Experiment.model_fields]:
+        field = Benchmark.model_fields[name]
+        table = is_table(field.annotation)
+        if table is None:
+            keys[name] = default(field)
+        elif table is RunTable:
+            keys[name] = "empty"
+        else:
+            for key in [key for key in table.model_fields if key not in Data.model_fields]:
+                inner = table.model_fields[key]
+                keys[f"{name}.{key}"] = "empty" if is_table(inner.annotation) else default(inner)
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("page", "heads", "expected"),
+    [
+        ("docs/recipes.md", ["Key"], recipe_keys()),
+        ("docs/domainbed.md", ["Benchmark key", "Key of a dataset"], benchmark_keys()),
+    ],
+    ids=["recipes", "domainbed"],
+)
+def test_every_key_of_a_recipe_is_in_the_table_and_no_other(page, heads, expected):
+    rows = [row for head in heads for row in table_rows(page, head)]
+    shown = {code_of(row[0]): row[2] for row in rows}
+    assert len(shown) == len(rows), "a key is told twice"
+    assert set(shown) == set(expected)
+    for key, value in expected.items():
+        same = shown[key] == value or (shown[key] == "unset" and value == "none")
+        if not same and value.startswith("`") and shown[key].startswith("`"):
+            read = [tomllib.loads(f"x = {text.strip('`')}")["x"] for text in (shown[key], value)]
             same = read[0] == read[1]
-        assert same, f"{key}: the page says {told[key]}, the code {default}"
+        assert same, f"{key}: the page says {shown[key]}, the code {value}"
+
+
+def test_every_row_of_the_benchmark_is_in_the_table_and_no_other():
+    rows = {code_of(row[0]): row[1:] for row in table_rows("docs/domainbed.md", "Name in a recipe")}
+    assert list(rows) == list(ROWS)
+    for key, (label, place) in rows.items():
+        row = Row.of(key)
+        assert (label, code_of(place)) == (row.label, f"{row.family}/{row.combine}")
+    families = {code_of(row[0]): row[1] for row in table_rows("docs/domainbed.md", "Family")}
+    assert families == {name: f"`{family.equation}`" for name, family in FAMILIES.items()}
+    combines = [code_of(row[0]) for row in table_rows("docs/domainbed.md", "Combination")]
+    assert combines == list(COMBINES)
+
+
+def test_the_count_of_trainings_on_the_page_is_that_of_the_plan(tmp_path):
+    from mirepoix.domainbed import Workbench, make_plan
+
+    benchmark, path = load_benchmark("ratatouille-digits", ["pretraining.steps=1"])
+    plan = make_plan(Workbench(benchmark, path, str(tmp_path / "store"), tmp_path))
+    of_task = [str(planned.node.task) for planned in plan.trainings]
+    target = of_task.count("digits without rotated_0, data seed 0")
+    auxiliary = of_task.count("digits-inverted, data seed 0")
+    page = (ROOT / "docs/domainbed.md").read_text()
+    assert f"members on 2 targets: {plan.asked} members. {len(plan.trainings)}\ntrainings" in page
+    assert f"2 × {target} + 2 × {auxiliary} = {len(plan.trainings)}." in page
 
 
 def test_every_recipe_that_comes_along_is_named():
@@ -366,7 +456,7 @@ def test_every_public_name_is_in_the_reference():
     for name in re.findall(r"^::: (mirepoix\S*)$", page, re.MULTILINE):
         place, _, last = name.rpartition(".")
         __import__(place)
-        assert hasattr(sys.modules[place], last), name
+        assert hasattr(sys.modules[place], last) or importlib.util.find_spec(name), name
     # A name that is in no module would be left out of the site without a word.
     for name, members in re.findall(
         r"^::: (mirepoix\S*)\n.*\n.*\n +members: \[([^]]*)\]$", page, re.MULTILINE
@@ -376,10 +466,11 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_every_public_name_of_merging_and_selection_is_in_the_reference():
-    from mirepoix import landscape, scores, selection
+    from mirepoix import cluster, domainbed, landscape, remote_store, scores, selection, strategies, training
 
     page = (ROOT / "docs/api.md").read_text()
-    for module in (merging, selection, scores, landscape):
+    rooms = (merging, selection, scores, landscape, strategies, training, cluster, domainbed, remote_store)
+    for module in rooms:
         assert not [name for name in module.__all__ if not re.search(rf"\b{name}\b", page)], module.__name__
 
 

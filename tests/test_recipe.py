@@ -1,6 +1,6 @@
 import pytest
 
-from mirepoix.recipe import Recipe, builtin_recipes, load_recipe
+from mirepoix.recipe import Experiment, Recipe, builtin_recipes, load_recipe, read_values, validated
 from mirepoix.runs import MILD, Run, sample_runs
 from mirepoix.types import InputError
 
@@ -11,13 +11,15 @@ def write(tmp_path, text):
     return path
 
 
+JOBS = [name for name, path in builtin_recipes().items() if "[[datasets]]" not in path.read_text()]
+"""The others compare strategies: tests/domainbed/test_settings.py."""
+
 GOOD = 'name = "mine"\n[network]\nname = "cifar_resnet20"\nweights = "w.safetensors"\n'
 
 
 def test_the_recipes_that_come_along_are_valid_and_named_as_their_files(root):
-    known = builtin_recipes()
-    assert set(known) == {"digits", "folder", "pacs-resnet20", "pacs-resnet50"}
-    for name in known:
+    assert set(JOBS) == {"digits", "folder", "pacs-resnet20", "pacs-resnet50"}
+    for name in JOBS:
         recipe, path = load_recipe(name)
         assert recipe.name == name
         assert path == root / "recipes" / f"{name}.toml"
@@ -137,6 +139,39 @@ def test_a_recipe_that_is_not_there_suggests_the_nearest(tmp_path):
 
 
 def test_a_recipe_survives_being_written_and_read():
-    for name in builtin_recipes():
+    for name in JOBS:
         recipe, _ = load_recipe(name)
         assert Recipe.model_validate(recipe.model_dump(exclude_none=True)) == recipe
+
+
+def test_every_kind_of_recipe_has_a_network_and_runs(tmp_path):
+    text = (
+        "[network]\nname = 'mnist_cnn'\n[run]\nsteps = 30\nclassifier_steps = 4\n[pretraining]\nsteps = 7\n"
+    )
+    values, path = read_values(write(tmp_path, text), ["probe.learning_rate=0.5"])
+    experiment = validated(Experiment, values, path)
+    assert experiment.base_run() == Run(steps=30, classifier_steps=4)
+    assert experiment.probe_run() == Run(steps=30, learning_rate=0.5)
+    assert experiment.pretraining_run() == Run(steps=7)
+    assert not isinstance(experiment, Recipe)
+    plain = validated(Experiment, {"network": {"name": "mnist_cnn"}}, path)
+    assert plain.pretraining_run() is None
+    assert plain.space.space() == MILD
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("members=3", r"mine.toml: members: unknown key; known keys: network, pretraining, probe"),
+        ("netwrk.name=x", r"netwrk: unknown key \(did you mean 'network'\?\)"),
+        ("probe.steps=0", r"probe.steps: .*greater than or equal to 1, got 0"),
+        ("pretraining.learning_rate=0.0", r"pretraining.learning_rate: expected a positive number, got 0.0"),
+        ("run.ema_decay=1.0", r"run.ema_decay: .*less than 1, got 1.0"),
+        ("run.swad_tolerance=-1", r"run.swad_tolerance: .*greater than or equal to 0"),
+        ("run.augment_validation=1", r"run.augment_validation: .*boolean, got 1"),
+    ],
+)
+def test_a_mistake_in_any_kind_of_recipe_is_named(tmp_path, change, message):
+    values, path = read_values(write(tmp_path, "[network]\nname = 'mnist_cnn'\n"), [change])
+    with pytest.raises(InputError, match=message):
+        validated(Experiment, values, path)

@@ -1,8 +1,10 @@
 import json
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import fsspec
 import numpy as np
 import pytest
@@ -281,3 +283,40 @@ def test_a_result_that_another_machine_pushed_first_is_left_alone(tmp_path, watc
     other.get_or_make("weights", MADE_OF, meanwhile)
     assert Watched.written.count("record.json") == 1
     assert not caplog.records
+
+
+def test_many_pull_into_one_cache_at_once(tmp_path):
+    url = f"file://{tmp_path}/remote"
+    keys = []
+    for seed in range(10):
+        store = open_store(url, cache=tmp_path / "one")
+        store.get_or_make("weights", {"seed": seed}, Making())
+        keys += store.made
+    making = Making()
+
+    def pull(_):
+        store = open_store(url, cache=tmp_path / "other")
+        found = [store.find("weights", key) is not None for key in keys]
+        results = [store.get_or_make("weights", {"seed": seed}, making) for seed in range(10)]
+        return found, [weights["best"]["w"].tolist() for weights, _ in results]
+
+    with ThreadPoolExecutor(6) as threads:
+        for found, values in threads.map(pull, range(6)):
+            assert all(found)
+            assert values == [[0, 1, 2]] * 10
+    assert making.calls == 0
+    assert not (tmp_path / "other" / "damaged").exists()
+    assert not list((tmp_path / "other").glob(".incoming-*"))
+
+
+def test_a_result_that_is_being_made_here_is_not_pulled_into(tmp_path, monkeypatch):
+    monkeypatch.setattr("mirepoix.remote_store.PATIENCE", 0.1)
+    url = f"file://{tmp_path}/remote"
+    open_store(url, cache=tmp_path / "one").get_or_make("weights", MADE_OF, Making())
+    other = open_store(url, cache=tmp_path / "other")
+    entry = other.entry("weights", KEY)
+    entry.mkdir(parents=True)
+    with filelock.FileLock(entry / "lock"):  # as the process that makes it holds it
+        assert other.find("weights", KEY) is None
+        assert [path.name for path in entry.iterdir()] == ["lock"]
+    assert other.find("weights", KEY)

@@ -1,5 +1,6 @@
 import itertools
 import math
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mirepoix.checkpoints import open_weights, write_weights
 from mirepoix.data import digits_task
 from mirepoix.models import NetworkSpec, initial_weights
+from mirepoix.runs import Run
 from mirepoix.scores import ClassificationScore
 from mirepoix.selection import (
     Choice,
@@ -23,6 +25,7 @@ from mirepoix.selection import (
     threshold,
     top_k,
 )
+from mirepoix.store import Store, cached
 from mirepoix.types import Diverged, InputError
 from mirepoix.weights import RunningAverage, average, interpolate
 
@@ -519,3 +522,56 @@ def test_learned_coefficients_of_networks_go_to_the_better_member():
         )
         assert all(second > 0.7 for _, second in learned.coefficients.values())
         assert score(learned.theta) > score(average([start, trained]))
+
+
+def test_greedy_over_sixty_stored_members_reads_each_once_and_keeps_one_sum(tmp_path, monkeypatch):
+    """As many members as one target of the published tables has with a dagger."""
+
+    class Counted(Mapping):
+        def __init__(self, weights):
+            self.weights, self.reads = weights, 0
+
+        def __getitem__(self, name):
+            self.reads += 1
+            return self.weights[name]
+
+        def __iter__(self):
+            return iter(self.weights)
+
+        def __len__(self):
+            return len(self.weights)
+
+    class Data:
+        digest = "sixty"
+
+    def train(start, task, run):
+        return {"w": start["w"] + run.seed % 7}
+
+    store = Store(tmp_path)
+    remembered = cached(train, store, made_of={"name": "seed", "version": 1})
+    start = {"w": torch.zeros(4)}
+    members = [Counted(remembered(start, Data(), Run(seed=seed))) for seed in range(60)]
+    assert len(store.made) == 60
+    evaluated, alive, sums = [], [], weakref.WeakSet()
+    begin = RunningAverage.__init__
+
+    def counted(self):
+        begin(self)
+        sums.add(self)
+
+    monkeypatch.setattr(RunningAverage, "__init__", counted)
+
+    def score(weights):
+        evaluated.append(float(weights["w"][0]))
+        alive.append(len(sums))
+        return -abs(evaluated[-1] - 3)
+
+    values = [seed % 7 for seed in range(60)]
+    choice = greedy(members, score, member_scores=[-abs(value - 3) for value in values])
+    assert [member.reads for member in members] == [1] * 60
+    assert len(evaluated) == 60
+    assert max(alive) == 2  # the sum of the kept members, and that of the candidate
+    assert {values[i] for i in choice.kept[:9]} == {3}
+    assert float(choice.theta["w"][0]) == pytest.approx(
+        sum(values[i] for i in choice.kept) / len(choice.kept)
+    )

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from mirepoix.checkpoints import fingerprint
 from mirepoix.models import initial_weights
 from mirepoix.runs import Run
-from mirepoix.store import Store, cached, code_version, key_of
+from mirepoix.store import Store, cached, code_version, key_of, result_key
 from mirepoix.strategies import diwa, moving_average
 from mirepoix.training import Loop, Trainer
 from mirepoix.types import Diverged, InputError
@@ -263,3 +264,56 @@ def test_a_lock_dies_with_its_process(tmp_path):
     assert lookup(Store(tmp_path), train)(THETA, Data(), RUN)["w"].tolist() == [1, 3, 5]
     assert train.calls == 1
     assert not list(tmp_path.rglob("lock"))
+
+
+def test_the_key_of_a_result_is_known_before_it_is_made(tmp_path):
+    store, trainer = Store(tmp_path), Trainer(tiny_network())
+    split, theta = tiny_task().split("domain_0"), initial_weights(tiny_network())
+    key = result_key(trainer, theta, split, RUN)
+    assert store.record("weights", key) is None
+    made = cached(trainer, store)(theta, split, RUN)
+    assert store.made == [key]
+    assert made.path.parent.name == key
+    assert result_key(trainer, fingerprint(theta), split, RUN) == key
+    # One training serves every collector that is kept, so they share a key; another has its own.
+    assert result_key(trainer, theta, split, RUN.with_(collect="last")) == key
+    assert result_key(trainer, theta, split, RUN.with_(collect="ema")) != key
+    others = [
+        result_key(trainer, theta, split, RUN.with_(seed=2)),
+        result_key(trainer, theta, tiny_task().split("domain_1"), RUN),
+        result_key(trainer, made, split, RUN),
+        result_key(Trainer(tiny_network(), watch_left_out=True), theta, split, RUN),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_a_key_needs_a_trainer_that_says_what_it_is_and_a_task_with_a_digest():
+    with pytest.raises(InputError, match="nothing says what"):
+        result_key(lambda theta, task, run: theta, THETA, Data(), RUN)
+    with pytest.raises(InputError, match="the task needs a `digest`"):
+        result_key(Trainer(tiny_network()), THETA, object(), RUN)
+
+
+def test_a_record_is_read_without_its_files(tmp_path):
+    store = Store(tmp_path)
+    result = lookup(store, Counting())(THETA, Data(), RUN)
+    key = store.made[0]
+    result.path.write_bytes(b"x")
+    assert store.record("weights", key) == result.record
+    assert store.find("weights", key) is None
+    for text in ("{", "[1, 2]", ""):
+        (result.path.parent / "record.json").write_text(text)
+        assert store.record("weights", key) is None
+    assert store.record("weights", "0" * 32) is None
+    assert store.record("predictions", key) is None
+
+
+def test_a_record_tells_a_diverged_run(tmp_path):
+    store, trainer = Store(tmp_path), Trainer(tiny_network())
+    split, theta = tiny_task().split("domain_0"), initial_weights(tiny_network())
+    wild = RUN.with_(learning_rate=1e30, optimizer="sgd")
+    with pytest.raises(Diverged):
+        cached(trainer, store)(theta, split, wild)
+    record = store.record("weights", result_key(trainer, theta, split, wild))
+    assert record["status"] == "diverged"
+    assert record["files"] == {}

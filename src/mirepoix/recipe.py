@@ -338,6 +338,8 @@ def _explain(error: ValidationError, model: type[Table]) -> list[str]:
             lines.append(f"{key}: unknown key{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")
+        elif not loc:  # of the whole recipe; the message names the key
+            lines.append(problem["msg"].removeprefix("Value error, "))
         else:
             message = problem["msg"].removeprefix("Value error, ")
             message = message[:1].lower() + message[1:]

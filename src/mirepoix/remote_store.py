@@ -39,7 +39,7 @@ BUCKETS = (
     "abfss",
     "oci",
 )  # no folders; making one could make a bucket
-PATIENCE = 10.0  # seconds to wait for another process that pulls the same result
+PATIENCE = 2.0  # seconds to wait for another process that pulls the same result
 FILE = re.compile(r"\w[\w.-]*\.safetensors")  # a name in a record must not lead out of its folder
 
 
@@ -145,7 +145,8 @@ class RemoteStore(Store):
                     write_atomically(entry / "record.json", text)
                 self._shared(entry).touch()
             finally:
-                (entry / "lock").unlink(missing_ok=True)
+                if (entry / "record.json").is_file():
+                    (entry / "lock").unlink(missing_ok=True)
                 lock.release()
         return True
 

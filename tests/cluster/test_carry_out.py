@@ -6,7 +6,15 @@ import pytest
 
 from mirepoix.cluster import ClusterLost, Done, Inline, Work, WorkerLost, WorkFuture, carry_out
 from mirepoix.types import InputError
-from tests.cluster.calls import add, diverge, leave, raise_unsendable, refuse, return_unsendable
+from tests.cluster.calls import (
+    add,
+    diverge,
+    leave,
+    raise_unsendable,
+    refuse,
+    return_unsendable,
+    torch_threads,
+)
 
 
 class Scripted:
@@ -251,3 +259,14 @@ def test_the_order_agrees_with_graphlib():
     run([Work(name, add, needs=needs) for name, needs in works.items()], on_event=events.append)
     done = [event.name for event in events if event.kind == "done"]
     assert done == list(TopologicalSorter(works).static_order())
+
+
+def test_inline_sets_the_threads_of_torch_inside_its_block():
+    import torch
+
+    before = torch.get_num_threads()
+    with Inline(threads=2) as engine:
+        assert [engine.submit(torch_threads).result() for _ in range(2)] == [2, 2]
+    assert torch.get_num_threads() == before
+    with pytest.raises(InputError, match="Inline: threads: expected at least 1, got 0"):
+        Inline(threads=0)

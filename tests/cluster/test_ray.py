@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -42,16 +43,9 @@ def test_a_cluster_on_this_machine_says_what_it_has(cluster):
 
 
 def test_the_bits_are_those_of_one_process(cluster):
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with Inline() as engine:
-            works = [Work(f"seed {seed}", calls.train_bits, (seed,)) for seed in range(3)]
-            here, there = carry_out(works, engine), carry_out(works, cluster)
-    finally:
-        torch.set_num_threads(threads)
+    works = [Work(f"seed {seed}", calls.train_bits, (seed,)) for seed in range(3)]
+    with Inline(threads=1) as engine:
+        here, there = carry_out(works, engine), carry_out(works, cluster)
     assert [here[name].value for name in here] == [there[name].value for name in here]
 
 
@@ -263,14 +257,29 @@ def test_without_ray_the_extra_is_named(monkeypatch):
         on_ray(calls.train)
 
 
-def test_shares_decide_how_many_works_fit(cluster):
+def test_shares_decide_how_many_works_fit(cluster, caplog):
     with RayCluster("local", cpus_per_work=0.5) as shared:  # the connection that is there already
         assert shared.workers == 4
         assert shared.submit(calls.add, 1, 2).result() == 3
     with RayCluster("local", cpus_per_work=0.5, gpus_per_work=0.25, workers=3) as shared:
         assert shared.workers == 1  # no GPU now; a cluster that grows may bring one
+        assert (
+            "no node of the Ray cluster has room for one work now (0.5 CPU, 0.25 GPU, 0 bytes)" in caplog.text
+        )
         assert "0.5 CPU and 0.25 GPU per work" in shared.describe()
     assert ray.is_initialized()
+
+
+def test_a_work_lies_on_one_node():
+    def nodes(*processors):
+        return [
+            {"Alive": number < 3, "Resources": {"CPU": c, "GPU": 1.0}} for number, c in enumerate(processors)
+        ]
+
+    assert RayCluster(cpus_per_work=2)._count(nodes(3.0, 1.0, 4.0, 8.0)) == 1 + 0 + 2
+    assert RayCluster(cpus_per_work=0.5, gpus_per_work=0.25)._count(nodes(3.0, 1.0)) == 4 + 2
+    assert RayCluster(workers=5)._count(nodes(3.0, 4.0)) == 5
+    assert RayCluster(memory_per_work=1)._count(nodes(3.0)) == 0
 
 
 DRIVER = """
@@ -299,10 +308,89 @@ DRIVER = """
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
 def test_a_cluster_that_goes_away_is_noticed_and_the_driver_lives(root, victim):
     code = textwrap.dedent(DRIVER).format(root=str(root), victim=victim)
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
+    environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, env=environment
+    )
     assert told.returncode == 0, told.stderr
-    assert "no longer answers. 0 of 2 works are done, and what they made is kept" in told.stdout
+    assert told.stdout.startswith("LOST")  # and nothing of Ray's own
+    assert "no longer answers" in told.stdout
+    assert " 0 of 2 works are done, and what they made is kept in the store." in told.stdout
     assert told.stdout.rstrip().endswith("LEFT")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_cluster_that_runs_already_is_joined_and_left_running(mode, tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(secrets.token_hex(32))
+    private = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    private["HOME"] = str(tmp_path)
+    address = f"127.0.0.1:{free_port()}"
+    start = ["ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=2"]
+    head = subprocess.Popen(
+        [*start, f"--port={address.partition(':')[2]}"],
+        executable=str(Path(sys.executable).with_name("ray")),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**private, "RAY_AUTH_MODE": mode},
+    )
+    code = f"""
+        import math, os
+        from mirepoix.cluster import RayCluster, Work, carry_out
+        for _ in range(2):
+            with RayCluster({address!r}, cpus_per_work=0.5, threads=3) as cluster:
+                print(cluster.describe())
+                works = [Work("root", math.sqrt, (9,)), Work("threads", os.getenv, ("OMP_NUM_THREADS",))]
+                print({{name: done.value for name, done in carry_out(works, cluster).items()}})
+    """
+    try:
+        assert until_answered(address)
+        told = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            env=private,
+        )
+        assert told.returncode == 0, told.stderr
+    finally:
+        head.terminate()
+        head.wait(60)
+    said = [f"Ray cluster at {address}, 0.5 CPU per work, 3 threads each, 4 at once"]
+    assert told.stdout.splitlines() == [*said, "{'root': 3.0, 'threads': '3'}"] * 2
+
+
+def until_answered(address):
+    for _ in range(120):
+        try:
+            greet(address, 1)
+        except OSError:
+            time.sleep(0.5)
+        else:
+            time.sleep(3)  # the node follows its head
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_machine_without_room_for_one_work_says_so():
+    code = """
+        import ray
+        from mirepoix.cluster import RayCluster
+        from mirepoix.types import InputError
+        try:
+            with RayCluster("local", cpus_per_work=4, workers=2):
+                pass
+        except InputError as error:
+            print(error, ray.is_initialized())
+    """
+    environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    told = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(code)], text=True, timeout=90, env=environment
+    )
+    message = "this machine has no room for one work (4 CPU, 0 GPU, 0 bytes); ask for less. False"
+    assert told.strip() == f"RayCluster: {message}"
 
 
 @pytest.mark.slow
@@ -323,6 +411,7 @@ def test_ctrl_c_ends_driver_and_cluster(root):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
     )
     assert driver.stdout.readline() == "READY\n"
     time.sleep(1)

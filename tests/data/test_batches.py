@@ -89,6 +89,24 @@ def test_evaluation_sees_every_sample_once_in_order(small_task: Task) -> None:
     torch.testing.assert_close(torch.cat([batch.images for batch in batches]), expected)
 
 
+def test_evaluation_is_augmented_only_with_a_generator_and_by_it_alone(small_task: Task) -> None:
+    subset = small_task.split("b").validation[0]
+
+    def seen(seed: int | None) -> torch.Tensor:
+        augmented = None if seed is None else torch.Generator().manual_seed(seed)
+        return torch.cat(
+            [batch.images for batch in evaluation_batches(subset, small_task.transform, augmented=augmented)]
+        )
+
+    raw = subset.domain.images.read(subset.indices)
+    torch.testing.assert_close(seen(None), small_task.transform.plain(raw))
+    torch.testing.assert_close(seen(3), small_task.transform.train(raw, torch.Generator().manual_seed(3)))
+    assert not torch.equal(seen(3), seen(None))
+    assert not torch.equal(seen(3), seen(4))
+    batches = evaluation_batches(subset, small_task.transform, batch_size=3, augmented=torch.Generator())
+    assert torch.cat([batch.labels for batch in batches]).tolist() == subset.labels.tolist()
+
+
 def test_an_empty_batch_is_refused(small_task: Task) -> None:
     split = small_task.split("b")
     with pytest.raises(InputError, match="batch_size: expected at least 1 image per domain, got 0"):

@@ -116,3 +116,44 @@ def test_labels_are_read_only_and_one_per_image() -> None:
         Domain("a", images, np.array([0, 1])).labels[0] = 1
     with pytest.raises(InputError, match="got 3 labels for 2 images"):
         Domain("a", images, np.array([0, 1, 1]))
+
+
+def test_further_domains_are_left_out_and_not_tested(small_task: Task) -> None:
+    split = small_task.split("a", without=["c"])
+    assert split.without == ("c",)
+    assert [subset.name for subset in split.train] == ["b"]
+    assert [subset.name for subset in split.validation] == ["b"]
+    assert [subset.name for subset in split.test] == ["a"]
+    alone = small_task.split("a")
+    assert split.train[0].indices.tolist() == alone.train[0].indices.tolist()
+    assert [subset.name for subset in small_task.split(None, without=("b",)).train] == ["a", "c"]
+    assert small_task.split(None, without=("b",)).test == ()
+
+
+def test_what_is_left_out_is_whole_and_in_the_order_of_the_task(small_task: Task) -> None:
+    left_out = small_task.split("c", without=("a",)).left_out
+    assert [(subset.name, subset.number) for subset in left_out] == [("a", 0), ("c", 2)]
+    assert [subset.indices.tolist() for subset in left_out] == [list(range(20)), list(range(40))]
+    assert [subset.name for subset in small_task.split("b").left_out] == ["b"]
+    assert small_task.split(None).left_out == ()
+
+
+def test_leaving_two_domains_out_is_one_training_whichever_is_tested(small_task: Task) -> None:
+    digests = {
+        small_task.split("a", without=("c",)).digest,
+        small_task.split("c", without=("a",)).digest,
+        small_task.split(None, without=("c", "a")).digest,
+    }
+    assert len(digests) == 1
+    others = [small_task.split("a"), small_task.split("c"), small_task.split("a", without=("b",))]
+    assert digests.isdisjoint(split.digest for split in others)
+    assert small_task.split("a", without=("c",), data_seed=1).digest not in digests
+
+
+def test_a_further_domain_must_exist_and_one_must_stay(small_task: Task) -> None:
+    with pytest.raises(InputError, match=r"expected a domain of small as target, got 'd'.*Domains: a, b, c"):
+        small_task.split("a", without=("d",))
+    with pytest.raises(
+        InputError, match="expected at least 4 domains, 3 to leave out and one to train on, got 3"
+    ):
+        small_task.split("a", without=("b", "c"))

@@ -25,6 +25,7 @@ runs = 3
 strategies = ["fine_tuning"]
 auxiliary_runs = 2
 frozen_steps = 3
+figures = false
 
 [[datasets]]
 dataset = "digits"
@@ -44,7 +45,7 @@ name = "mnist_cnn"
 width = 8
 
 [pretraining]
-steps = 20
+steps = 100
 learning_rate = 3e-3
 batch_size = 32
 
@@ -103,7 +104,9 @@ class Carried:
     sweep: Sweep
     worker: Workbench
 
-    def cell(self, row: str, selection: str = "training-domain", target: str = "rotated_0", seed: int | None = 0) -> Cell:
+    def cell(
+        self, row: str, selection: str = "training-domain", target: str = "rotated_0", seed: int | None = 0
+    ) -> Cell:
         """The one cell of this place."""
         (found,) = (
             cell
@@ -192,7 +195,9 @@ def reference(make_bench: Callable[..., Workbench], tmp_path_factory: pytest.Tem
 class Direct:
     """Predictions on one split by the plain way: a network, its weights, whole domains of images."""
 
-    def __init__(self, bench: Workbench, target: str = "rotated_0", seed: int = 0, without: tuple[str, ...] = ()):
+    def __init__(
+        self, bench: Workbench, target: str = "rotated_0", seed: int = 0, without: tuple[str, ...] = ()
+    ):
         self.bench, self.name = bench, TaskName("digits", target, seed, without)
         self.split = bench.split(self.name)
         self.members = Members(bench.benchmark)

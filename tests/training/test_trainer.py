@@ -9,9 +9,10 @@ from tests.tiny import tiny_network, tiny_task
 from torch import nn
 
 from mirepoix.checkpoints import fingerprint
-from mirepoix.data import Domain, draw
+from mirepoix.data import Domain, Transform, draw
 from mirepoix.data._images import ArrayImages
-from mirepoix.models import initial_weights
+from mirepoix.data._task import make_task
+from mirepoix.models import NetworkSpec, initial_weights
 from mirepoix.objectives import ERM
 from mirepoix.runs import Run
 from mirepoix.seeds import seed_hash
@@ -324,3 +325,103 @@ def test_no_state_file_is_left_without_a_workspace(theta, split, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     Trainer(tiny_network(), loop=Loop(save_every=0.0))(theta, split, RUN)
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_training_keeps_what_it_is_asked_to_and_what_the_run_names(theta, split):
+    run = RUN.with_(swad_start_patience=1)
+    every = ("best", "last", "moving_average", "ema", "swad", "swad_released", "snapshots")
+    whole = Trainer(tiny_network(), keep=every).fit(theta, split, run)
+    assert set(whole.weights) == set(every)
+    for keep, collect, expected in (
+        (("last",), "best", {"last", "best"}),
+        (("ema",), "ema", {"ema"}),
+        ((), "swad", {"swad"}),
+        (("best", "last"), "snapshots", {"best", "last", "snapshots"}),
+    ):
+        fit = Trainer(tiny_network(), keep=keep).fit(theta, split, run.with_(collect=collect))
+        assert set(fit.weights) == expected
+        for name in expected:  # whatever is kept beside it
+            assert same(fit.weights[name], whole.weights[name])
+        assert fit.record["checks"] == whole.record["checks"]
+    assert set(whole.record) >= {"swad", "swad_released"}
+    assert set(whole.record["swad"]) == {"window", "threshold", "ended"}
+
+
+def test_an_unknown_collector_is_refused():
+    with pytest.raises(InputError, match=r"keep: expected some of best, last, .*, got 'first'"):
+        Trainer(tiny_network(), keep=("best", "first"))
+
+
+def test_the_exponential_average_along_a_run_is_that_of_its_iterates(theta, split):
+    run = RUN.with_(ema_decay=0.5, collect="ema", check_every=1)
+    iterates, _ = slow_training(theta, split, run)
+    fit = Trainer(tiny_network(), loop=Loop(device="cpu")).fit(theta, split, run)
+    averages = []
+    for first in (theta, iterates[0]):  # it may begin with the start or with the first iterate
+        average = {name: value.double() for name, value in first.items()}
+        for iterate in iterates if first is theta else iterates[1:]:
+            average = {name: 0.5 * average[name] + 0.5 * iterate[name].double() for name in average}
+        averages.append(average)
+    gaps = [max((fit.weights["ema"][n] - a[n]).abs().max().item() for n in a) for a in averages]
+    assert min(gaps) < 1e-5
+
+
+def test_what_is_kept_and_what_is_watched_is_part_of_what_a_trainer_is_made_of():
+    base = Trainer(tiny_network())
+    others = [Trainer(tiny_network(), keep=("best",)), Trainer(tiny_network(), watch_left_out=True)]
+    assert len({key_of(trainer.made_of()) for trainer in (base, *others)}) == 3
+    shuffled = Trainer(tiny_network(), keep=("last", "moving_average", "best", "best"))
+    assert shuffled.made_of() == base.made_of()
+
+
+def test_watching_the_left_out_domains_changes_the_record_alone(theta):
+    split = tiny_task(domains=4).split("domain_2", without=("domain_0",), data_seed=1)
+    run = RUN.with_(collect="last")
+    plain = Trainer(tiny_network()).fit(theta, split, run)
+    watched = Trainer(tiny_network(), watch_left_out=True).fit(theta, split, run)
+    for name in plain.weights:
+        assert same(plain.weights[name], watched.weights[name])
+    for one, other in zip(plain.record["checks"], watched.record["checks"], strict=True):
+        assert "left_out" not in one
+        assert one == {key: value for key, value in other.items() if key != "left_out"}
+    # The parts are those into which the domain would be divided, were it a source.
+    sources = tiny_task(domains=4).split("domain_1", data_seed=1)
+    model = tiny_network().build()
+    model.load_state_dict(watched.weights["last"])
+    model.eval()
+    last = watched.record["checks"][-1]["left_out"]
+    assert set(last) == {"domain_0", "domain_2"}
+    for part, subsets in (("train", sources.train), ("validation", sources.validation)):
+        for subset in subsets:
+            if subset.name in last:
+                images = split.task.transform.plain(subset.domain.images.read(subset.indices))
+                right = model(images).logits.argmax(1) == torch.as_tensor(subset.labels)
+                assert last[subset.name][part] == pytest.approx(right.double().mean().item())
+
+
+def test_watching_with_nothing_left_out_records_nothing(theta):
+    fit = Trainer(tiny_network(), watch_left_out=True).fit(theta, tiny_task().split(None), RUN)
+    assert all("left_out" not in check for check in fit.record["checks"])
+
+
+def test_augmented_validation_draws_anew_at_every_check_and_leaves_the_training_alone():
+    random = np.random.default_rng(0)
+    domains = [
+        Domain(name, ArrayImages(random.integers(0, 256, (30, 3, 12, 12), dtype=np.uint8)), np.arange(30) % 3)
+        for name in ("a", "b", "c")
+    ]
+    task = make_task("colours", ["x", "y", "z"], domains, Transform(12), image_digests=["1", "2", "3"])
+    network = NetworkSpec(name="mnist_cnn", classes=3, channels=3, width=8)
+    split, theta, run = task.split("c"), initial_weights(network), RUN.with_(collect="last", check_every=1)
+    runs = (run, run.with_(augment_validation=True), run.with_(augment_validation=True))
+    plain, augmented, again = (Trainer(network).fit(theta, split, each) for each in runs)
+    assert same(plain.weights["last"], augmented.weights["last"])
+    assert augmented.record["checks"] == again.record["checks"]
+    losses = [[check["loss"] for check in fit.record["checks"]] for fit in (plain, augmented)]
+    assert all(one != other for one, other in zip(*losses, strict=True))
+    still = run.with_(learning_rate=1e-30, augment_validation=True)  # the weights stay, the images do not
+    drawn = {check["loss"] for check in Trainer(network).fit(theta, split, still).record["checks"]}
+    assert len(drawn) == run.steps
+    # A left-out domain is looked at as the test looks at it.
+    watched = Trainer(network, watch_left_out=True).fit(theta, split, still).record["checks"]
+    assert len({str(check["left_out"]) for check in watched}) == 1

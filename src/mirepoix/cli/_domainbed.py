@@ -15,7 +15,7 @@ from mirepoix.types import InputError
 
 if TYPE_CHECKING:
     from mirepoix.cluster import Engine
-    from mirepoix.domainbed import Benchmark, Cell, Plan, Workbench
+    from mirepoix.domainbed import Benchmark, Plan, Sweep, Workbench
 
 __all__ = ["domainbed"]
 
@@ -122,7 +122,7 @@ def run(
             "failed": sweep.failed,
             "engine": engine.describe(),
         }
-        written = _write(folder, bench, sweep.cells, content, shlex.join(words))
+        written = _write(folder, bench, sweep, content, shlex.join(words))
         _write_job(folder, bench, content, status="failed" if sweep.failed else "finished")
     if as_json:
         typer.echo(json.dumps({**content, "cells": [c.to_dict() for c in sweep.cells]}, ensure_ascii=False))
@@ -178,6 +178,10 @@ def trace(
         raise InputError(f"--dataset: expected one of {', '.join(names)}, got none.")
     typer.echo(traced(cells, dataset or names[0], row, target))
 
+
+MEASURES: tuple[Literal["whole", "part"], ...] = ("whole", "part")
+FORMATS: dict[Literal["markdown", "csv", "latex"], str] = {"markdown": "md", "csv": "csv", "latex": "tex"}
+"""Formats of the tables, with the endings of their files."""
 
 # What the verbs share -----------------------------------------------------------------------------------------
 
@@ -237,8 +241,7 @@ def _announce(bench: Workbench, *, workers: int, details: bool = True) -> tuple[
 
     with Bar() as bar:
         bar.stage("reading the images")
-        tables = (*bench.benchmark.datasets, *bench.benchmark.auxiliaries)
-        for table in tables:
+        for table in bench.benchmark.tables():
             for note in bench.task(table.label, table.seeds[0], bar.images).notes:
                 bar.note(f"{table.label}: {note}")
         bar.stage("planning")
@@ -297,16 +300,56 @@ def _write_job(folder: Path, bench: Workbench, content: dict[str, Any], *, statu
     )
 
 
-def _write(folder: Path, bench: Workbench, cells: list[Cell], content: dict[str, Any], command: str) -> str:
+def _write(folder: Path, bench: Workbench, sweep: Sweep, content: dict[str, Any], command: str) -> str:
     """Cells, tables and the report; the markdown tables, to be shown."""
-    from mirepoix.checkpoints import write_atomically
-    from mirepoix.domainbed import tables, write_cells
+    import dataclasses
 
-    protocol = bench.benchmark.protocol
+    from mirepoix import __version__
+    from mirepoix.checkpoints import write_atomically
+    from mirepoix.domainbed import printed_tables, tables, write_cells
+    from mirepoix.report import write_benchmark_report
+    from mirepoix.store import environment
+
+    benchmark, cells = bench.benchmark, sweep.cells
+    protocol = benchmark.protocol
     write_cells(folder / "cells.json", cells)
-    for measure in ("whole", "part"):
+    for measure in MEASURES:
         suffix = "" if measure == "whole" else "-80-percent"
-        for form, ending in (("markdown", "md"), ("csv", "csv"), ("latex", "tex")):
-            text = tables(cells, form, measure, protocol=protocol)  # type: ignore[arg-type]
+        for form, ending in FORMATS.items():
+            text = tables(cells, form, measure, protocol=protocol)
             write_atomically(folder / f"tables{suffix}.{ending}", text.encode())
+    page = {
+        "title": benchmark.title or benchmark.name,
+        "name": benchmark.name,
+        "source": benchmark.source,
+        "mirepoix": __version__,
+        "protocol": protocol,
+        "selection": list(benchmark.selection),
+        "datasets": [_described(bench, table.label) for table in benchmark.datasets],
+        "auxiliaries": [table.label for table in benchmark.auxiliaries],
+        "tables": [
+            dataclasses.asdict(table)
+            for measure in MEASURES
+            for table in printed_tables(cells, measure, protocol)
+        ],
+        "evidence": sweep.evidence,
+        "rows": [{"key": r.key, "label": r.label, "equation": r.equation} for r in benchmark.rows()],
+        "plan": content,
+        "seconds": content["seconds"],
+        "diverged": sweep.diverged,
+        "failed": sweep.failed,
+        "command": command,
+        "environment": {**environment(), "engine": content["engine"], "threads": bench.threads},
+    }
+    write_benchmark_report(page, folder)
     return tables(cells, "markdown", protocol=protocol)
+
+
+def _described(bench: Workbench, label: str) -> dict[str, Any]:
+    task, targets = bench.task(label, bench.table(label).seeds[0]), bench.targets(label)
+    return {
+        "name": label,
+        "targets": targets,
+        "data_seeds": list(bench.table(label).seeds),
+        "images": min(len(domain) for domain in task.domains if domain.name in targets),
+    }

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mirepoix.cluster._engine import ClusterLost, Engine, WorkerLost, WorkFuture
+from mirepoix.cluster._engine import ClusterLost, Engine, Untransported, WorkerLost, WorkFuture
 from mirepoix.cluster._works import Done, Event, Work, in_order
 from mirepoix.types import Diverged, InputError
 
@@ -162,7 +162,7 @@ class _Sweep:
             tries = "" if lost.final else f", {number} time{'s' if number > 1 else ''}"
             self._fail(name, Done("failed", None, f"{lost}{tries}", seconds, number))
         except Exception as error:
-            known = isinstance(error, (InputError, Diverged)) and str(error)
+            known = isinstance(error, (InputError, Diverged, Untransported)) and str(error)
             message = str(error) if known else f"{type(error).__name__}: {error}"
             self._fail(name, Done("failed", None, message, seconds, number))
         else:

@@ -46,6 +46,10 @@ class ClusterLost(RuntimeError):
     """The cluster no longer answers. What was finished is kept; the same call goes on from there."""
 
 
+class Untransported(RuntimeError):
+    """An error of a worker that cannot travel as it is: its name and text."""
+
+
 class WorkFuture(Future[Any]):
     """A future that also knows how long the function ran.
 
@@ -122,7 +126,7 @@ def portable(error: BaseException, trace: str) -> Exception:
     except Exception:
         same = False
     if not same or not isinstance(error, Exception):
-        error = RuntimeError(f"{type(error).__name__}: {error}")
+        error = Untransported(f"{type(error).__name__}: {error}")
     error.add_note(f"On the worker:\n{trace}")
     return error
 
@@ -137,9 +141,18 @@ def settle(future: WorkFuture, result: Attempt) -> None:
 
 
 class Inline:
-    """The engine that is this process: one work after the other, when it is submitted."""
+    """The engine that is this process: one work after the other, when it is submitted.
+
+    Args:
+        threads: Of torch inside the block, as for `LocalPool`; None leaves them as they are.
+    """
 
     workers = 1
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None:
+            at_least_one("Inline: threads", threads)
+        self._threads, self._before = threads, threads
 
     def describe(self) -> str:
         """The engine in words."""
@@ -149,16 +162,21 @@ class Inline:
         """Call the function now; the future is done when this returns."""
         future = WorkFuture()
         future.set_running_or_notify_cancel()
-        settle(future, attempt(lambda: (function, arguments), None))
+        settle(future, attempt(lambda: (function, arguments), self._threads))
         return future
 
     def __enter__(self) -> Self:
+        if self._threads is not None:
+            import torch
+
+            self._before = torch.get_num_threads()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        if self._before is not None:
+            set_threads(self._before)
 
 
 def at_least_one(what: str, value: int) -> None:

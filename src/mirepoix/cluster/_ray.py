@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +27,8 @@ from mirepoix.cluster._pool import environment, thread_variables
 from mirepoix.types import InputError
 
 __all__ = ["RayCluster", "import_ray", "quiet"]
+
+log = logging.getLogger(__name__)
 
 SETTINGS = {
     # Else Ray runs `uv run` again for every worker of a driver that was started by it, and hangs.
@@ -57,7 +62,8 @@ class RayCluster:
         workers: With ``local``, the processors of the cluster, by default all; else the most works at once.
 
     Raises:
-        InputError: Without Ray; for numbers out of range; on entering, if no cluster answers at the address.
+        InputError: Without Ray; for numbers out of range; on entering, if no cluster answers at the address, or
+            this machine has no room for one work.
     """
 
     def __init__(
@@ -106,11 +112,15 @@ class RayCluster:
         self._entered()
         return self._fit
 
-    def _count(self) -> int:
-        have = self._ray.cluster_resources()
+    def _count(self, nodes: Iterable[Mapping[str, Any]]) -> int:
+        """How many works fit on these nodes; a work lies on one of them."""
         needs = {"CPU": self.cpus_per_work, "GPU": self.gpus_per_work, "memory": self.memory_per_work}
-        fits = [int(have.get(name, 0) / need) for name, need in needs.items() if need]
-        return max(1, min(fits if self.limit is None else [*fits, self.limit]))
+        fits = sum(
+            min(int(node["Resources"].get(name, 0) / need) for name, need in needs.items() if need)
+            for node in nodes
+            if node["Alive"]
+        )
+        return fits if self.limit is None else min(fits, self.limit)
 
     def describe(self) -> str:
         """The engine in words."""
@@ -141,9 +151,12 @@ class RayCluster:
             )
             return future
         try:
+            with self._lock:
+                self._waiting[future] = None
             reference = self._task.remote(call, self.threads)
             with self._lock:
-                self._waiting[future] = reference
+                if future in self._waiting:
+                    self._waiting[future] = reference
             reference.future().add_done_callback(lambda ended: self._arrived(future, ended))
         except Exception as error:
             self._fail(future, self._reason(error))
@@ -152,30 +165,40 @@ class RayCluster:
     def __enter__(self) -> Self:
         self._ray = ray = import_ray()
         self._ours = not ray.is_initialized()
-        variables = thread_variables(self.threads)
-        with quiet():
-            if self._ours:
-                self._connect(ray, variables)
-        options: dict[str, Any] = {
-            "num_cpus": self.cpus_per_work,
-            "num_gpus": self.gpus_per_work,
-            "max_retries": self.retries,
-            "retry_exceptions": False,
-        }
-        if self.memory_per_work:
-            options["memory"] = self.memory_per_work
-        if self.address != "local" or not self._ours:
-            options["runtime_env"] = {"env_vars": variables}  # a local cluster inherits them, which is faster
-        self._task = ray.remote(**options)(on_worker)
         self._left.clear()
         self._lost = ""
-        self._fit = self._count()
-        if self.address.startswith("ray://"):
-            where = (self.address.removeprefix("ray://"), None)
-        else:
-            context = ray.get_runtime_context()
-            where = (context.gcs_address, context.get_node_id())
-        threading.Thread(target=self._watch, args=where, daemon=True, name="mirepoix-ray").start()
+        variables = thread_variables(self.threads)
+        address = self.address
+        if address == "auto":
+            address = os.environ.get("RAY_ADDRESS") or address
+        try:
+            if self._ours:
+                self._connect(ray, address, variables)
+            fit = self._count(ray.nodes())
+            if not fit:
+                self._refuse_or_warn(address)
+            self._fit = max(1, fit)
+            options: dict[str, Any] = {
+                "num_cpus": self.cpus_per_work,
+                "num_gpus": self.gpus_per_work,
+                "max_retries": self.retries,
+                "retry_exceptions": False,
+            }
+            if self.memory_per_work:
+                options["memory"] = self.memory_per_work
+            if address != "local" or not self._ours:
+                options["runtime_env"] = {
+                    "env_vars": variables
+                }  # a local cluster inherits them, which is faster
+            self._task = ray.remote(**options)(on_worker)
+            head, node = address.removeprefix("ray://"), None
+            if not address.startswith("ray://"):
+                context = ray.get_runtime_context()
+                head, node = context.gcs_address, context.get_node_id()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        threading.Thread(target=self._watch, args=(head, node), daemon=True, name="mirepoix-ray").start()
         return self
 
     def __exit__(
@@ -189,11 +212,11 @@ class RayCluster:
                 if error is None:
                     with contextlib.suppress(Exception):
                         future.result()
-                elif not self._ours and not self._lost:
+                elif reference is not None and not self._ours and not self._lost:
                     with contextlib.suppress(Exception):
                         self._ray.cancel(reference, force=True)
         finally:
-            if self._ours:
+            if self._ours and self._ray.is_initialized():
                 with quiet():
                     self._ray.shutdown()
             self._ray = self._task = None
@@ -203,9 +226,17 @@ class RayCluster:
             raise InputError("RayCluster: it works inside its `with` block only.")
         return self._ray
 
-    def _connect(self, ray: Any, variables: dict[str, str]) -> None:
-        if self.address == "local":
-            with environment(variables):
+    def _refuse_or_warn(self, address: str) -> None:
+        """No node has room for one work."""
+        share = f"{self.cpus_per_work:g} CPU, {self.gpus_per_work:g} GPU, {self.memory_per_work or 0} bytes"
+        if address == "local" and self._ours:
+            raise InputError(f"RayCluster: this machine has no room for one work ({share}); ask for less.")
+        log.warning("no node of the Ray cluster has room for one work now (%s); works wait for one.", share)
+
+    def _connect(self, ray: Any, address: str, variables: dict[str, str]) -> None:
+        errors_to_stderr(ray)
+        if address == "local":
+            with quiet(), environment(variables):
                 ray.init(
                     address="local",
                     num_cpus=self.limit,
@@ -215,20 +246,16 @@ class RayCluster:
                     object_store_memory=OBJECTS,
                 )
             return
-        address = self.address
-        if address == "auto":
-            address = os.environ.get("RAY_ADDRESS") or address
         if address != "auto":
             reach(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # what it cannot reach after minutes, it answers with an exit
+            with quiet():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (Exception, SystemExit) as error:  # Ray ends the process that it cannot connect
             raise InputError(
-                f"no Ray cluster was found with the address {self.address!r} ({one_line(error)}); start one with "
-                "`ray start --head`, name the head as HOST:6379, or use the address 'local'."
+                f"no Ray cluster could be joined with the address {self.address!r} ({one_line(error)}); start one "
+                "with `ray start --head`, name the head as HOST:6379, or use the address 'local'. If the cluster "
+                "asks for a token, this machine needs the same one (`ray get-auth-token`)."
             ) from error
 
     def _watch(self, head: str, node: str | None) -> None:
@@ -240,8 +267,9 @@ class RayCluster:
         while not self._left.wait(PULSE):
             try:
                 greet(head, PULSE)  # first, as Ray's own questions wait for a minute
-                self._fit = self._count()
-                here = not node or any(x["Alive"] for x in self._ray.nodes() if x["NodeID"] == node)
+                nodes = self._ray.nodes()
+                self._fit = max(1, self._count(nodes))
+                here = not node or any(x["Alive"] for x in nodes if x["NodeID"] == node)
             except Exception:
                 here = False
             missed = 0 if here else missed + 1
@@ -278,19 +306,15 @@ class RayCluster:
             return WorkerLost(
                 "its node ran out of memory, after all retries; give it more per work", final=True
             )
-        lost = (
-            errors.WorkerCrashedError,
-            errors.NodeDiedError,
-            errors.ObjectLostError,
-            errors.LocalRayletDiedError,
-        )
+        lost = (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError)
         if isinstance(error, lost):
             return WorkerLost(f"its worker was lost, after all retries ({one_line(error)})", final=True)
         if isinstance(error, errors.RayTaskError):
             return RuntimeError(
                 f"a worker could not begin ({one_line(error)}); every node needs the same mirepoix and torch."
             )
-        if isinstance(error, (errors.RaySystemError, errors.RpcError, ConnectionError)):
+        gone = (errors.LocalRayletDiedError, errors.RaySystemError, errors.RpcError, ConnectionError)
+        if isinstance(error, gone):
             return ClusterLost(f"the Ray cluster at {self.address} no longer answers ({one_line(error)}).")
         return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
@@ -306,6 +330,12 @@ def import_ray() -> Any:
     """Ray, with the settings it reads while it is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    # `ray start` asks for a token when there is one; a driver that joins does not show it unless it is told to.
+    token = Path.home() / ".ray" / "auth_token"
+    if "ray" not in sys.modules and (
+        token.is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         with quiet():
             import ray
@@ -314,6 +344,19 @@ def import_ray() -> Any:
             f"a Ray cluster needs Ray, which cannot be imported ({error}): pip install 'mirepoix[sweep]'."
         ) from error
     return ray
+
+
+def errors_to_stderr(ray: Any) -> None:
+    """Ray prints lost workers on standard output, even unasked; that belongs to our results."""
+    worker = ray._private.worker
+    plain = getattr(worker, "print_to_stdstream", None)
+    if plain is not None and not hasattr(plain, "mirepoix"):
+
+        def printed(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+            plain({**data, "is_err": True}, *arguments, **options)
+
+        printed.mirepoix = True  # type: ignore[attr-defined]
+        worker.print_to_stdstream = printed
 
 
 @contextlib.contextmanager

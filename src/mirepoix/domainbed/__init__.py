@@ -10,6 +10,7 @@ from mirepoix.domainbed._cells import (
     read_cells,
     write_cells,
 )
+from mirepoix.domainbed._evidence import look_into_split
 from mirepoix.domainbed._figures import (
     accuracy_against_members,
     accuracy_against_share,
@@ -31,7 +32,7 @@ from mirepoix.domainbed._selection import (
     oracle,
 )
 from mirepoix.domainbed._settings import Benchmark, load_benchmark
-from mirepoix.domainbed._tables import tables, trace
+from mirepoix.domainbed._tables import printed_tables, tables, trace
 from mirepoix.domainbed._workbench import NotMade, Workbench
 
 __all__ = [
@@ -65,9 +66,11 @@ __all__ = [
     "gain_against_diversity",
     "interpolation_curve",
     "load_benchmark",
+    "look_into_split",
     "make_plan",
     "measure",
     "oracle",
+    "printed_tables",
     "read_cells",
     "run_plan",
     "tables",

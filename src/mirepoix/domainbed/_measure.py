@@ -106,7 +106,9 @@ class Measured:
             task: What they were trained on; this split unless given.
             last: Take the last weights of each run in place of the best ones.
         """
-        members, diverged, absent = [], [], []
+        members: list[Member] = []
+        diverged: list[int] = []
+        absent: list[int] = []
         nodes = self.members_of.of(family, task or self.name)
         for run, node in enumerate(nodes):
             assert isinstance(node, Trained)
@@ -241,6 +243,10 @@ def cells_of_seeds(bench: Workbench, dataset: str, target: str, rows: Sequence[R
             cells.append(replace(empty, missing="; ".join(missing)))
             continue
         members = [member for found in gathered for member in found.members]
+        diverged = {
+            str(seed): found.diverged for seed, found in zip(seeds, gathered, strict=True) if found.diverged
+        }
+        choice = {"diverged": diverged} if diverged else {}
         theta = splits[0].judge.refresh(average(member.theta for member in members))
         numbers = [split.on_target(split.judge.logits(theta, "test")) for split in splits]
         cells.append(
@@ -251,7 +257,7 @@ def cells_of_seeds(bench: Workbench, dataset: str, target: str, rows: Sequence[R
                 part=_mean([number.train for number in numbers]),
                 members=len(members),
                 sources=tuple(member.source for member in members),
-                choice={"data_seeds": list(seeds), "selects": "nothing"},
+                choice={**choice, "data_seeds": list(seeds), "selects": "nothing"},
             )
         )
     return cells
@@ -278,6 +284,7 @@ class _Cells:
             missing="-",
         )
         gathered = self.measured.gather(self.row.family)
+        self.diverged = set(gathered.diverged)  # and those of pairs, where they are looked at
         if gathered.missing:
             return replace(self.empty, missing=gathered.missing)
         choice = {"diverged": list(gathered.diverged)} if gathered.diverged else {}
@@ -379,6 +386,7 @@ class _Cells:
             if found.missing:
                 return Missing(f"leaving out {target!r} and {subset.name!r}: {found.missing}"), ()
             numbers &= {member.run for member in found.members}
+            self.diverged |= set(found.diverged)
             if self.along():
                 pairs[subset.name] = [r for member in found.members for r in there.records_along(member)]
             else:  # one result per run: its number stands for its step
@@ -399,9 +407,12 @@ class _Cells:
             return replace(self.empty, missing=chosen.reason)
         record = chosen.record
         target = record.left_out[self.empty.target]
+        if self.diverged:
+            choice = {**choice, "diverged": sorted(self.diverged)}
         member = next(member for member in candidates if member.run == record.run)
         whole = target.whole
-        if whole is None and record.step == member.record["best_step"]:
+        steps = {"best": member.record["best_step"], "last": member.node.run.steps - 1}
+        if whole is None and record.step == steps.get(member.node.run.collect):
             whole = self.measured.on_target(self.measured.judge.logits(member.theta, "test")).whole
         return self.number(
             [member],

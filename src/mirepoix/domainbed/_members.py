@@ -63,12 +63,7 @@ class Members:
     def auxiliaries(self, dataset: str) -> list[str]:
         """The auxiliary tasks for a dataset: all but itself."""
         own = next(table for table in self.benchmark.datasets if table.label == dataset)
-        return [
-            auxiliary.label
-            for auxiliary in self.benchmark.auxiliaries
-            if (auxiliary.dataset, auxiliary.path, auxiliary.label)
-            != (own.dataset, own.path, auxiliary.label)
-        ]
+        return [auxiliary.label for auxiliary in self.benchmark.auxiliaries_for(own)]
 
     def recycled(self, name: str, h: int, head: Node, recycling: Recycle = recycle) -> Node:
         """phi_i on one auxiliary task for run h, with the head of the target."""

@@ -11,6 +11,7 @@ import torch
 
 from mirepoix.cluster import Done, Engine, Event, Work, carry_out
 from mirepoix.domainbed._cells import Cell
+from mirepoix.domainbed._evidence import look_into_split
 from mirepoix.domainbed._measure import cells_of_seeds, cells_of_split
 from mirepoix.domainbed._nodes import Trained
 from mirepoix.domainbed._plan import Plan
@@ -26,12 +27,14 @@ class Sweep:
 
     Attributes:
         cells: Of the table, those without a number included.
+        evidence: Numbers of the figures, for each target with its first data seed.
         failed: From the label of a work to why it was not done.
         trained: How many trainings were made now.
         diverged: Labels of the trainings that diverged.
     """
 
     cells: list[Cell] = field(default_factory=list)
+    evidence: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     trained: int = 0
     diverged: list[str] = field(default_factory=list)
@@ -72,6 +75,12 @@ def measure_seeds(pickled: bytes, dataset: str, target: str, rows: Sequence[Row]
     return [cell.to_dict() for cell in cells_of_seeds(_workbench(pickled), dataset, target, rows)]
 
 
+def look_into(pickled: bytes, dataset: str, target: str, data_seed: int) -> dict[str, Any]:
+    """The numbers of the figures of one split, on a worker."""
+    bench = _workbench(pickled)
+    return look_into_split(bench, dataset, target, data_seed, subsets=bench.benchmark.subsets)
+
+
 def run_plan(
     bench: Workbench,
     plan: Plan,
@@ -102,12 +111,15 @@ def run_plan(
         for planned in plan.waiting()
     ]
     works += _measuring(bench, pickled, plan, left)
+    figures = _looking(bench, pickled, plan) if bench.benchmark.figures else []
+    works += figures
     results = carry_out(works, engine, retries=retries, on_event=on_event)
     sweep = Sweep()
     sweep.trained = sum(results[label].value == "stored" for label in left)
-    sweep.diverged = [label for label in left if results[label].value == "diverged"]
+    sweep.diverged = [each.label for each in plan.waiting() if results[each.label].value == "diverged"]
     sweep.failed = {name: done.message for name, done in results.items() if done.status != "done"}
     sweep.cells = _cells(bench, plan, results)
+    sweep.evidence = [results[work.name].value for work in figures if results[work.name].status == "done"]
     return sweep
 
 
@@ -122,7 +134,8 @@ def _split_name(dataset: str, target: str, data_seed: int | str) -> str:
 
 def _measuring(bench: Workbench, pickled: bytes, plan: Plan, left: set[str]) -> list[Work]:
     rows = tuple(bench.benchmark.rows())
-    works, of_target = [], {}
+    works: list[Work] = []
+    of_target: dict[tuple[str, str], tuple[str, ...]] = {}
     for split in plan.splits:
         needs = tuple(plan.trainings[i].label for i in split.needs if plan.trainings[i].label in left)
         place = (split.dataset, split.target)
@@ -135,6 +148,17 @@ def _measuring(bench: Workbench, pickled: bytes, plan: Plan, left: set[str]) -> 
             works.append(
                 Work(_split_name(*place, "all"), measure_seeds, (pickled, *place, rows), unique, 1.0)
             )
+    return works
+
+
+def _looking(bench: Workbench, pickled: bytes, plan: Plan) -> list[Work]:
+    """The figures of each target, for its first data seed."""
+    works = []
+    for split in plan.splits:
+        place = (split.dataset, split.target, split.data_seed)
+        if split.data_seed == bench.table(split.dataset).seeds[0]:
+            name = f"figures of {split.dataset} without {split.target}, data seed {split.data_seed}"
+            works.append(Work(name, look_into, (pickled, *place), (_split_name(*place),), 0.5))
     return works
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,32 +32,26 @@ Selection = Literal["training-domain", "leave-one-out", "oracle"]
 Protocol = Literal["corrected", "reference"]
 
 
-class Dataset(Data):
+class Named(Data):
+    """Images with a name, and how runs on them differ."""
+
+    name: str | None = None
+    """In tables and plans; the dataset's own name unless given."""
+    run: RunTable = RunTable()
+    """Run 0 on these images: the recipe's, changed by what is set here."""
+
+    @property
+    def label(self) -> str:
+        """What tables and plans call it."""
+        return self.name or self.dataset
+
+
+class Dataset(Named):
     """Images to leave domains out of, one at a time."""
 
-    name: str | None = None
-    """Of the tables; the dataset's own name unless given."""
-    run: RunTable = RunTable()
-    """Run 0 on this dataset: the recipe's, changed by what is set here."""
 
-    @property
-    def label(self) -> str:
-        """What the tables call it."""
-        return self.name or self.dataset
-
-
-class Auxiliary(Data):
+class Auxiliary(Named):
     """Images to fine-tune on before the target task; all domains of it are trained on."""
-
-    name: str | None = None
-    """What the plan calls it; the dataset's own name unless given."""
-    run: RunTable = RunTable()
-    """Run 0 on this task: the recipe's, changed by its ``auxiliary_run`` and by what is set here."""
-
-    @property
-    def label(self) -> str:
-        """What the plan calls it."""
-        return self.name or self.dataset
 
 
 class Benchmark(Experiment):
@@ -131,10 +126,26 @@ class Benchmark(Experiment):
             twice = next((label for label in labels if labels.count(label) > 1), None)
             if twice is not None:
                 raise ValueError(f"{what}: expected different names, got {twice!r} twice; set `name`")
-        needing = [row.key for row in self.rows() if row.family in NEEDS_AUXILIARIES]
-        if needing and not self.auxiliaries:
-            raise ValueError(f"strategies: {needing[0]!r} needs auxiliary tasks; add [[auxiliaries]]")
+        labels = [table.label for table in self.datasets]
+        for auxiliary in self.auxiliaries:
+            if auxiliary.label in labels:
+                raise ValueError(
+                    f"auxiliaries: expected a name that no dataset has, got {auxiliary.label!r}; set `name`"
+                )
+        for row, table in itertools.product(self.rows(), self.datasets):
+            needed = AUXILIARIES_NEEDED.get(row.family, 0)
+            found = len(self.auxiliaries_for(table))
+            if found < needed:
+                raise ValueError(
+                    f"strategies: {row.key!r} needs {needed} auxiliary task{'s' if needed > 1 else ''} other than the "
+                    f"dataset {table.label!r}, got {found}; add [[auxiliaries]]"
+                )
         return self
+
+    def auxiliaries_for(self, table: Dataset) -> list[Auxiliary]:
+        """The auxiliary tasks for a dataset: all but itself."""
+        own = (table.dataset, table.path)
+        return [auxiliary for auxiliary in self.auxiliaries if (auxiliary.dataset, auxiliary.path) != own]
 
     def rows(self) -> list[Row]:
         """The rows of the table."""
@@ -155,9 +166,13 @@ class Benchmark(Experiment):
         """The configuration of run 0, whatever the dataset."""
         return self.run.over(Run(augment_validation=self.protocol == "reference"))
 
-    def table(self, label: str) -> Dataset | Auxiliary:
+    def tables(self) -> tuple[Named, ...]:
+        """The datasets, then the auxiliary tasks."""
+        return (*self.datasets, *self.auxiliaries)
+
+    def table(self, label: str) -> Named:
         """The table of a dataset or an auxiliary task."""
-        return next(table for table in (*self.datasets, *self.auxiliaries) if table.label == label)
+        return next(table for table in self.tables() if table.label == label)
 
     def base_run_on(self, label: str) -> Run:
         """The configuration of run 0 on a dataset or an auxiliary task."""
@@ -194,6 +209,7 @@ class Benchmark(Experiment):
 
 
 NEEDS_AUXILIARIES = {name for name, family in FAMILIES.items() if family.auxiliaries}
+AUXILIARIES_NEEDED = {**dict.fromkeys(NEEDS_AUXILIARIES, 1), "sequential": 2}
 
 
 def load_benchmark(recipe: str | Path, changes: Sequence[str] = ()) -> tuple[Benchmark, Path]:
@@ -216,5 +232,3 @@ def load_benchmark(recipe: str | Path, changes: Sequence[str] = ()) -> tuple[Ben
             "A benchmark has [[datasets]] and strategies."
         )
     return validated(Benchmark, values, path), path
-
-

@@ -27,7 +27,7 @@ from mirepoix.domainbed._cells import (
 from mirepoix.domainbed._selection import METHODS, Method
 from mirepoix.types import InputError
 
-__all__ = ["Format", "tables", "trace"]
+__all__ = ["Format", "PrintedTable", "printed_tables", "tables", "trace"]
 
 Format: TypeAlias = Literal["markdown", "csv", "latex"]
 
@@ -44,7 +44,7 @@ _DASH = "–"
 
 
 @dataclass(frozen=True)
-class _Table:
+class PrintedTable:
     """Text that is ready to print; the first column is the name of the row."""
 
     title: str
@@ -60,9 +60,10 @@ def tables(
     """One table per selection and dataset, and with several datasets one of averages per selection.
 
     A number is ``m ± e``, percent with one decimal: mean and standard error over data seeds, see `aggregate`. The
-    last column ``Avg`` is the mean of the domain means, without an error. The table of averages has the mean over
-    targets within each data seed, then mean and error over data seeds, see `average_over_seeds`. A missing number
-    is a dash, makes the average a dash, and is explained below the table.
+    last column ``Avg`` is the mean over targets within each data seed, then mean and error over data seeds, see
+    `average_over_seeds`; with the protocol ``reference`` it has no error, as published. The table of averages has the
+    same numbers, one column per dataset. A missing number is a dash, makes the average a dash, and is explained below
+    the table.
 
     Args:
         cells: Rows, targets and datasets stand in the order in which they come.
@@ -82,11 +83,12 @@ def tables(
         raise InputError("tables: expected at least one cell, got none.")
     if format == "csv":
         return _csv(given, measure, protocol)
-    made = _tables(given, measure, protocol)
+    made = printed_tables(given, measure, protocol)
     return "\n".join(_WRITERS[format](table) for table in made)
 
 
-def _tables(cells: Sequence[Cell], measure: Measure, protocol: str) -> list[_Table]:
+def printed_tables(cells: Sequence[Cell], measure: Measure, protocol: str) -> list[PrintedTable]:
+    """The tables of `tables` as texts by line and column, for a page of one's own."""
     entries = aggregate(cells, measure)
     averages = average_over_seeds(cells, measure)
     made = []
@@ -97,7 +99,11 @@ def _tables(cells: Sequence[Cell], measure: Measure, protocol: str) -> list[_Tab
             here = [entry for entry in own if entry.dataset == dataset]
             caption = _caption(cells, [dataset], selection, measure, protocol)
             title = f"{dataset}, {_SELECTIONS[selection]}"
-            made.append(_table(title, caption, here, average_over_targets(here), _target))
+            if protocol == "reference":
+                last = average_over_targets(here)
+            else:
+                last = [e for e in averages if (e.selection, e.dataset) == (selection, dataset)]
+            made.append(_table(title, caption, here, last, _target))
         if len(datasets) > 1:
             here = [entry for entry in averages if entry.selection == selection]
             caption = _caption(cells, datasets, selection, measure, protocol)
@@ -121,7 +127,7 @@ def _table(
     entries: Sequence[Entry],
     averages: Sequence[Entry],
     column_of: Callable[[Entry], str],
-) -> _Table:
+) -> PrintedTable:
     columns = list(dict.fromkeys(column_of(entry) for entry in entries))
     found = {(entry.row, column_of(entry)): entry for entry in entries}
     lines, missing = [], []
@@ -131,7 +137,7 @@ def _table(
         for column, entry in zip(columns, own, strict=True):
             reasons = ("no cell",) if entry is None else entry.missing
             missing += [f"{average.label}, {column}: {why}" for why in reasons]
-    return _Table(title, caption, ("Row", *columns, "Avg"), tuple(lines), tuple(missing))
+    return PrintedTable(title, caption, ("Row", *columns, "Avg"), tuple(lines), tuple(missing))
 
 
 def _caption(
@@ -165,7 +171,7 @@ def _markdown_text(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~])|(?<!\w)(_)|(_)(?!\w)", lambda found: "\\" + found[0], text)
 
 
-def _markdown(table: _Table) -> str:
+def _markdown(table: PrintedTable) -> str:
     lines = [f"### {_markdown_text(table.title)}", "", _markdown_text(table.caption), ""]
     lines.append("| " + " | ".join(_markdown_text(name) for name in table.columns) + " |")
     lines.append("| --- |" + " ---: |" * (len(table.columns) - 1))
@@ -218,7 +224,7 @@ def _latex_text(text: str) -> str:
     return "".join(_latex_letter(letter) for letter in _line(text))
 
 
-def _latex(table: _Table) -> str:
+def _latex(table: PrintedTable) -> str:
     def row(texts: Sequence[str]) -> str:
         # The empty group keeps a name that opens with a bracket from being an option of the \\ before it.
         return "{}" + " & ".join(_latex_text(text) for text in texts) + r" \\"
@@ -246,7 +252,7 @@ def _latex(table: _Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-_WRITERS: dict[str, Callable[[_Table], str]] = {"markdown": _markdown, "latex": _latex}
+_WRITERS: dict[str, Callable[[PrintedTable], str]] = {"markdown": _markdown, "latex": _latex}
 
 _COLUMNS = (
     "protocol",

@@ -17,7 +17,7 @@ from mirepoix.checkpoints import fingerprint
 from mirepoix.data import Split, Task
 from mirepoix.domainbed._nodes import Interpolated, Node, Pretrained, TaskName, Trained, WithHead
 from mirepoix.domainbed._objectives import objective
-from mirepoix.domainbed._settings import Auxiliary, Benchmark, Dataset
+from mirepoix.domainbed._settings import Benchmark, Named
 from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_task
 from mirepoix.heads import with_head
 from mirepoix.store import Store, cached, result_key
@@ -104,7 +104,7 @@ class Workbench:
 
     # Images -------------------------------------------------------------------------------------------------
 
-    def table(self, label: str) -> Dataset | Auxiliary:
+    def table(self, label: str) -> Named:
         """The recipe's table of a dataset or an auxiliary task."""
         return self.benchmark.table(label)
 
@@ -149,7 +149,9 @@ class Workbench:
         table = self.table(label)
         if table.targets != "all":
             for target in table.targets:
-                self.task(label, table.seeds[0]).split(target)  # an unknown one is an error now, not in an hour
+                self.task(label, table.seeds[0]).split(
+                    target
+                )  # an unknown one is an error now, not in an hour
             return list(table.targets)
         return list(self.task(label, table.seeds[0]).domain_names)
 

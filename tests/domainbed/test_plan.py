@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+
+from mirepoix.domainbed import forecast, make_plan
+from mirepoix.domainbed._nodes import trainings
+from mirepoix.types import InputError
+from tests.domainbed.conftest import listed
+
+SEEDS = "datasets=[{dataset='digits', size=12, targets=['rotated_0', 'rotated_75'], seeds=[0, 1]}]"
+
+
+def kinds(plan):
+    """How many trainings of each kind, by their labels."""
+    found = {}
+    for planned in plan.trainings:
+        kind = planned.label.split(": ")[1].split(", run")[0].split(" run ")[0].split(" (")[0]
+        found[kind] = found.get(kind, 0) + 1
+    return found
+
+
+def test_the_number_of_trainings_is_that_of_distinct_runs(make_bench):
+    rows = (
+        "mean_member", "wise", "diwa", "diwa_greedy", "moving_average", "swad_ensemble", "ratatouille", "robust_ratatouille",
+        "fusing", "sequential_inter_training", "sam", "sam_moving_average", "diverse_objectives", "diwa_dagger",
+    )  # fmt: skip
+    plan = make_plan(make_bench(SEEDS, "runs=6", f"strategies={listed(rows)}"))
+    splits, runs, tasks, of_task = 4, 6, 2, 2
+    each = {
+        "probe": 1,
+        "fine-tuning": runs,  # of seven rows, and all that is averaged along it
+        "inter-training": runs - 2,  # runs 0 and 3 begin at theta_pt
+        "robust": runs - 2,
+        "fusing": runs,
+        "sequential": runs,
+        "sam": runs,  # of two rows
+        "objectives": runs - 2,  # runs 0 and 3 are ERM
+    }
+    auxiliary = tasks * (
+        1 + of_task
+    )  # once for all targets and seeds; robust ones are averages along the same
+    chains = 2  # of two orders and two runs, h mod 2 takes each with one run only
+    assert len(plan.trainings) == splits * sum(each.values()) + auxiliary + chains == 156
+    assert len({planned.node for planned in plan.trainings}) == len({p.label for p in plan.trainings}) == 156
+    assert plan.asked == splits * runs * len(rows)
+    assert len(plan.splits) == splits
+    assert kinds(plan) == {
+        "linear probe": splits + tasks,
+        "fine-tuning": splits * runs,
+        "auxiliary": tasks * of_task + chains,
+        "inter-training": splits * 4,
+        "robust inter-training": splits * 4,
+        "fusing": splits * runs,
+        "sequential inter-training": splits * runs,
+        "SAM": splits * runs,
+        "diverse objectives": splits * 4,
+    }
+
+
+def test_every_training_comes_after_those_it_needs_and_measuring_needs_all_of_its_rows(make_bench):
+    plan = make_plan(make_bench(SEEDS, "strategies=['ratatouille', 'sequential_inter_training', 'fusing']"))
+    for place, planned in enumerate(plan.trainings):
+        assert all(need < place for need in planned.needs)
+        assert {plan.trainings[need].node for need in planned.needs} == set(trainings(planned.node.theta))
+    for split in plan.splits:
+        needed = [plan.trainings[need].node for need in split.needs]
+        own = [node for node in needed if node.task.target == split.target]
+        assert {node.task.data_seed for node in own} == {split.data_seed}
+        assert len(own) == 1 + 1 + 2 + 3 + 3  # probe, from theta_pt, ratatouille, sequential, fusing
+        assert {node.task.dataset for node in needed} == {"digits", "digits-inverted", "digits-sloped"}
+
+
+def test_rows_of_one_family_add_nothing(make_bench):
+    few = make_plan(make_bench("strategies=['diwa']"))
+    many = make_plan(
+        make_bench("strategies=['diwa', 'wise', 'ensemble', 'swad', 'ema', 'moving_average/mean']")
+    )
+    assert [p.node for p in few.trainings] == [p.node for p in many.trainings]
+    assert (few.asked, many.asked) == (6, 36)
+
+
+@pytest.mark.parametrize(("protocol", "probes"), [("corrected", 4), ("reference", 2)])
+def test_the_reference_trains_one_probe_for_all_data_seeds(make_bench, protocol, probes):
+    plan = make_plan(make_bench(SEEDS, f"protocol='{protocol}'"))
+    assert kinds(plan) == {"linear probe": probes, "fine-tuning": 12}
+
+
+@pytest.mark.parametrize(("protocol", "probes"), [("corrected", 2), ("reference", 1)])
+def test_leaving_one_out_trains_each_pair_once_for_both_targets(make_bench, protocol, probes):
+    plan = make_plan(
+        make_bench(
+            SEEDS,
+            f"protocol='{protocol}'",
+            "selection=['leave-one-out', 'oracle']",
+            "strategies=['sam', 'ensemble']",
+        )
+    )
+    pairs = [planned.node for planned in plan.trainings if planned.node.task.without]
+    # Of 6 domains, 5 pairs with one target and 5 with the other; both targets make one. Only SAM chooses a run.
+    assert len({(node.task.target, node.task.without) for node in pairs}) == 9
+    assert len(pairs) == 9 * (2 * 3 + probes)
+    assert len(plan.trainings) - len(pairs) == 2 * (2 * (3 + 3) + probes)
+
+
+def test_a_plan_says_what_it_is(make_bench):
+    plan = make_plan(make_bench())
+    values = plan.to_dict()
+    assert (values["trainings"], values["stored"], values["to_train"], values["splits"]) == (8, 0, 8, 2)
+    assert values["list"][0] == {
+        "training": "digits without rotated_0, data seed 0: linear probe",
+        "status": "missing",
+    }
+    assert values["list"][1]["status"] == "waiting"
+    assert plan.waiting() == list(plan.trainings)
+
+
+def test_the_longest_way_is_known_from_steps(make_bench):
+    plan = make_plan(make_bench("strategies=['sam', 'inter_training']", "probe.steps=6"))
+    work = {planned.label.split(": ")[1]: planned.work for planned in plan.trainings}
+    assert work["linear probe"] == 6 / 3
+    assert work["SAM, run 0"] == 16
+    assert work["fine-tuning, run 0"] == 8
+    assert work["inter-training, run 1"] == 8 - 3 * 2 / 3
+    assert work["auxiliary run 1"] == 8
+
+
+def test_an_auxiliary_task_with_the_images_of_a_target_is_refused(make_bench, tmp_path):
+    twin = "auxiliaries=[{dataset='digits', path='elsewhere', size=12, name='twin'}]"
+    bench = make_bench(twin, "strategies=['ratatouille']", data=tmp_path)
+    with pytest.raises(InputError, match="'twin' is the same images as the dataset 'digits'"):
+        make_plan(bench)
+
+
+def test_a_forecast_is_taken_from_what_is_stored_or_from_a_few_steps(table, make_bench):
+    nothing = forecast(table.bench, make_plan(table.bench))
+    assert (nothing.seconds, nothing.bytes) == (0, 0)
+    bench = make_bench()
+    made, told = make_plan(bench), []
+    guess = forecast(bench, made, told.append)
+    size = sum(v.numel() * v.element_size() for v in bench.start("digits").theta.values())
+    assert guess.seconds > 0
+    assert guess.bytes >= size * len(made.trainings)
+    assert told
+    probe = made.trainings[0].node
+    bench.make(probe)
+    again = forecast(bench, make_plan(bench), told.append)
+    assert again.seconds > 0
+    assert len(told) == 1  # nothing was timed

@@ -1,0 +1,207 @@
+import pytest
+
+from mirepoix.domainbed import load_benchmark
+from mirepoix.recipe import builtin_recipes, load_recipe
+from mirepoix.runs import Run
+from mirepoix.types import InputError
+
+BENCHMARKS = [name for name, path in builtin_recipes().items() if "[[datasets]]" in path.read_text()]
+
+AUXILIARY = "auxiliaries=[{dataset='digits-parity', size=12}]"
+NO_AUXILIARY = "auxiliaries=[]"
+
+
+def load(recipe_file, *changes):
+    return load_benchmark(recipe_file, changes)[0]
+
+
+def test_the_benchmarks_that_come_along_are_valid_and_named_as_their_files(root):
+    assert {"ratatouille-digits", "pacs-strategies"} <= set(BENCHMARKS)
+    for name in BENCHMARKS:
+        benchmark, path = load_benchmark(name)
+        assert benchmark.name == name
+        assert path == root / "recipes" / f"{name}.toml"
+        assert any(line.startswith("# Command:") for line in path.read_text().splitlines()[:8])
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_no_job_and_the_error_says_how_to_run_it(name):
+    with pytest.raises(InputError, match=f"run it with `mirepoix domainbed run {name}`"):
+        load_recipe(name)
+
+
+def test_a_job_is_no_benchmark_and_the_error_says_how_to_run_it():
+    with pytest.raises(
+        InputError, match=r"digits.toml: this recipe is one job; run it with `mirepoix run digits`"
+    ):
+        load_benchmark("digits")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "strategies=['diwaa']",
+            r"tiny.toml: strategies: there is no strategy 'diwaa' \(did you mean 'diwa'\?\)",
+        ),
+        ("strategies=['sam/avg']", r"strategies: there is no strategy 'sam/avg'.*a combination of mean"),
+        ("strategies=['smm/average']", r"strategies: .*with a family of fine_tuning"),
+        ("strategies=['diwa', 'diwa']", "strategies: expected each strategy once"),
+        ("strategies=[]", "strategies: .*at least 1 item"),
+        (
+            "selection=['training']",
+            r"selection.0: .*'training-domain', 'leave-one-out' or 'oracle', got 'training'",
+        ),
+        ("objectives=['erm', 'irm']", r"objectives: expected some of erm, mixup, coral, got 'irm'"),
+        ("keep=['best', 'first']", r"keep: expected some of best, last, .*got 'first'"),
+        ("protocol='published'", r"protocol: .*'corrected' or 'reference', got 'published'"),
+        ("strategys=['diwa']", r"strategys: unknown key \(did you mean 'strategies'\?\)"),
+        ("run.stepz=3", r"run.stepz: unknown key \(did you mean 'steps'\?\)"),
+        ("datasets=[{dataset='digits', siez=12}]", r"datasets.0.siez: unknown key \(did you mean 'size'\?\)"),
+        (
+            "auxiliaries=[{datset='digits'}]",
+            r"auxiliaries.0.datset: unknown key \(did you mean 'dataset'\?\)",
+        ),
+        ("runs=0", "runs: .*greater than or equal to 1, got 0"),
+        ("wise_points=1", "wise_points: .*greater than or equal to 2, got 1"),
+        ("sharpness_radius=0.0", "sharpness_radius: .*greater than 0"),
+        (
+            "auxiliary_run.learning_rate=-1.0",
+            r"auxiliary_run.learning_rate: expected a positive number, got -1.0",
+        ),
+        ("probe.learning_rate=-1.0", r"probe.learning_rate: expected a positive number"),
+        ("space.dropout=[0.0, 1.0]", r"space.dropout: expected a probability"),
+    ],
+)
+def test_a_mistake_names_the_key_what_was_expected_and_what_came(recipe_file, change, message):
+    with pytest.raises(InputError, match=message):
+        load(recipe_file, change)
+
+
+def test_names_stand_for_one_thing(recipe_file):
+    twice = "[{dataset='digits', size=12}, {dataset='digits', size=16}]"
+    with pytest.raises(
+        InputError, match="datasets: expected different names, got 'digits' twice; set `name`"
+    ):
+        load(recipe_file, f"datasets={twice}")
+    with pytest.raises(InputError, match="auxiliaries: expected different names"):
+        load(recipe_file, f"auxiliaries={twice}")
+    named = "[{dataset='digits', size=12}, {dataset='digits', size=16, name='large digits'}]"
+    assert [table.label for table in load(recipe_file, f"datasets={named}").datasets] == [
+        "digits",
+        "large digits",
+    ]
+
+
+def test_a_dataset_and_an_auxiliary_task_never_share_a_name(recipe_file):
+    for table in ("{dataset='digits-parity', name='digits', size=12}", "{dataset='digits', size=12}"):
+        with pytest.raises(
+            InputError, match="auxiliaries: expected a name that no dataset has, got 'digits'; set"
+        ):
+            load(recipe_file, f"auxiliaries=[{table}]")
+
+
+@pytest.mark.parametrize("row", ["ratatouille", "inter_training", "robust_ratatouille", "fusing"])
+def test_rows_that_start_from_auxiliary_tasks_need_one_for_each_dataset(recipe_file, row):
+    needs = f"strategies: '{row}' needs 1 auxiliary task other than the dataset 'digits', got 0; add"
+    with pytest.raises(InputError, match=needs):
+        load(recipe_file, f"strategies=['{row}']", NO_AUXILIARY)
+    with pytest.raises(InputError, match=needs):
+        load(recipe_file, f"strategies=['{row}']", "auxiliaries=[{dataset='digits', name='again', size=12}]")
+    load(recipe_file, f"strategies=['{row}']", AUXILIARY)
+
+
+def test_an_error_about_a_whole_recipe_does_not_repeat_the_recipe(recipe_file):
+    with pytest.raises(InputError) as caught:
+        load(recipe_file, "strategies=['ratatouille']", NO_AUXILIARY)
+    assert str(caught.value).startswith(f"{recipe_file}: strategies: 'ratatouille' needs")
+    assert str(caught.value).endswith("add [[auxiliaries]]")
+
+
+def test_sequential_inter_training_needs_two_auxiliary_tasks(recipe_file):
+    with pytest.raises(InputError, match="'sequential_inter_training' needs 2 auxiliary tasks"):
+        load(recipe_file, "strategies=['diwa', 'sequential_inter_training']", AUXILIARY)
+    load(recipe_file, "strategies=['sequential_inter_training']")
+    load(recipe_file, "strategies=['diwa']", NO_AUXILIARY)
+
+
+def test_a_training_keeps_what_the_rows_need(recipe_file):
+    lean = "keep=['best']"
+    assert load(recipe_file, lean).collected() == ("best",)
+    assert load(recipe_file, "keep=[]").collected() == ("best",)
+    assert load(recipe_file, lean, "selection=['oracle']").collected() == ("best", "last")
+    rows = {
+        "ratatouille": ("best", "last"),
+        "robust_ratatouille": ("best", "last", "moving_average"),
+        "sam_moving_average": ("best", "moving_average"),
+        "swad_released": ("best", "swad_released"),
+        "ema": ("best", "ema"),
+    }
+    for row, kept in rows.items():
+        assert load(recipe_file, lean, f"strategies=['{row}']").collected() == kept
+
+
+def test_the_protocols_differ_in_validation_images_and_in_one_frozen_step(recipe_file):
+    corrected, reference = load(recipe_file), load(recipe_file, "protocol='reference'")
+    assert not corrected.base_run().augment_validation
+    assert all(run.augment_validation for run in reference.runs_on("digits"))
+    assert all(run.augment_validation for run in reference.runs_on("digits-sloped"))
+    assert reference.probe_on("digits").augment_validation
+    assert (corrected.freeze_on("digits"), reference.freeze_on("digits")) == (3, 4)
+    published = load(recipe_file, "protocol='reference'", "run.steps=5001", "frozen_steps=200")
+    assert published.freeze_on("digits") == 201
+    assert load(recipe_file, "frozen_steps=100").freeze_on("digits") == 8  # never more than a run has
+    chosen = load(recipe_file, "protocol='reference'", "run.augment_validation=false")
+    assert not chosen.base_run().augment_validation
+
+
+def test_run_zero_is_the_base_and_the_others_are_drawn_for_each_data_seed(recipe_file):
+    benchmark = load(recipe_file, "runs=5")
+    base = Run(
+        steps=8,
+        learning_rate=3e-3,
+        batch_size=4,
+        check_every=2,
+        average_from=3,
+        ema_decay=0.5,
+        swad_start_patience=1,
+        swad_end_patience=2,
+    )
+    one, other = benchmark.runs_on("digits", 0), benchmark.runs_on("digits", 1)
+    assert one[0] == base.with_(seed=one[0].seed)
+    assert len({run.seed for run in (*one, *other)}) == 10
+    for run in (*one[1:], *other[1:]):
+        assert run.learning_rate in (1e-3, 3e-3, 1e-2)
+        assert run.weight_decay in (1e-4, 1e-6)
+        assert run.dropout in (0.0, 0.1)
+    assert [run.with_(seed=0) for run in one[1:]] != [run.with_(seed=0) for run in other[1:]]
+
+
+def test_auxiliary_runs_are_those_of_the_target_but_for_their_tables(recipe_file):
+    benchmark = load(recipe_file, "auxiliary_run.steps=6", "auxiliary_runs=3", "runs=4")
+    assert [run.steps for run in benchmark.runs_on("digits-sloped")] == [6, 6, 6]
+    assert [run.steps for run in benchmark.runs_on("digits")] == [8, 8, 8, 8]
+    alone = load(recipe_file, "auxiliary_runs=3")
+    assert alone.runs_on("digits-sloped") == alone.runs_on("digits")  # trial 0 of the same space
+
+
+def test_a_dataset_and_an_auxiliary_task_can_have_runs_of_their_own(recipe_file):
+    benchmark = load(
+        recipe_file,
+        "datasets=[{dataset='digits', size=12, run={steps=5}}]",
+        "auxiliaries=[{dataset='digits-parity', size=12, run={steps=7}}, {dataset='digits-sloped', size=12}]",
+        "auxiliary_run.steps=6",
+        "probe.steps=2",
+        "frozen_steps=20",
+    )
+    steps = [benchmark.base_run_on(name).steps for name in ("digits", "digits-parity", "digits-sloped")]
+    assert steps == [5, 7, 6]
+    assert benchmark.base_run().steps == 8
+    assert benchmark.probe_on("digits-parity").steps == 2
+    assert benchmark.freeze_on("digits") == 5
+    for kind, others in (("datasets", ""), ("auxiliaries", ", {dataset='digits-parity'}")):
+        name = "digits" if kind == "datasets" else "digits-sloped"
+        with pytest.raises(
+            InputError, match=rf"{kind}\.{name}\.run\.learning_rate: expected a positive number"
+        ):
+            load(recipe_file, f"{kind}=[{{dataset='{name}', run={{learning_rate=-1.0}}}}{others}]")
