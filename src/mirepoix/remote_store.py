@@ -102,6 +102,18 @@ class RemoteStore(Store):
             found = super().find(kind, key)
         return found
 
+    def record(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The record of a finished result, from the cache or else from behind the URL, without its files."""
+        found = super().record(kind, key)
+        if found is not None:
+            return found
+        text = self._record(kind, key)
+        try:
+            record = json.loads(text) if text is not None else None
+        except ValueError:
+            return None
+        return record if isinstance(record, dict) else None
+
     def get_or_make(self, kind: str, made_of: Mapping[str, Any], make: Callable[[Path], Result]) -> Result:
         """The result made of ``made_of``: found here or behind the URL, or made now, kept here and pushed."""
         key = key_of(made_of)

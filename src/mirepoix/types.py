@@ -107,5 +107,8 @@ class Diverged(RuntimeError):
     """
 
     def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
+        super().__init__(message, step)  # both, so that the error survives the way from another process
         self.step = step
+
+    def __str__(self) -> str:
+        return str(self.args[0])

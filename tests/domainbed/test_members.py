@@ -98,7 +98,7 @@ def test_without_a_probe_all_runs_share_the_fresh_head(members):
 
 def test_an_auxiliary_task_is_trained_on_whole_and_from_its_own_probe(members):
     made = members()
-    (auxiliary, probe) = [node for node in trainings(made.of("inter_training", TASK)[1].theta.theta)][::-1]
+    probe, auxiliary = trainings(made.of("inter_training", TASK)[1].theta.theta)
     assert auxiliary.task == probe.task == TaskName(INVERTED)
     assert probe.run.classifier_steps == probe.run.steps
     assert auxiliary.theta == probe

@@ -20,10 +20,11 @@ def kinds(plan):
 
 
 def test_the_number_of_trainings_is_that_of_distinct_runs(make_bench):
-    rows = (
-        "mean_member", "wise", "diwa", "diwa_greedy", "moving_average", "swad_ensemble", "ratatouille", "robust_ratatouille",
-        "fusing", "sequential_inter_training", "sam", "sam_moving_average", "diverse_objectives", "diwa_dagger",
-    )  # fmt: skip
+    rows = [
+        *("mean_member", "wise", "diwa", "diwa_greedy", "diwa_dagger", "moving_average", "swad_ensemble"),
+        *("ratatouille", "robust_ratatouille", "fusing", "sequential_inter_training"),
+        *("sam", "sam_moving_average", "diverse_objectives"),
+    ]
     plan = make_plan(make_bench(SEEDS, "runs=6", f"strategies={listed(rows)}"))
     splits, runs, tasks, of_task = 4, 6, 2, 2
     each = {
@@ -146,3 +147,32 @@ def test_a_forecast_is_taken_from_what_is_stored_or_from_a_few_steps(table, make
     again = forecast(bench, make_plan(bench), told.append)
     assert again.seconds > 0
     assert len(told) == 1  # nothing was timed
+
+
+def test_a_member_that_never_leaves_the_classifier_is_no_probe_in_name(make_bench):
+    plan = make_plan(make_bench("frozen_steps=100", "strategies=['inter_training']"))
+    assert kinds(plan)["linear probe"] == 2 + 2
+    assert kinds(plan)["inter-training"] == 2 * 2
+
+
+def test_auxiliary_tasks_are_trained_on_once_for_all_datasets(make_bench):
+    two = "datasets=[{dataset='digits', size=12, targets=['rotated_0']}, {dataset='digits-parity', size=12}]"
+    plan = make_plan(make_bench(two, "strategies=['ratatouille']"))
+    assert [(split.dataset, split.target) for split in plan.splits] == [
+        ("digits", "rotated_0"),
+        ("digits-parity", "left"),
+        ("digits-parity", "right"),
+    ]
+    assert kinds(plan) == {
+        "linear probe": 3 + 2,
+        "auxiliary": 2,  # of three runs, one begins at each task
+        "fine-tuning": 3,
+        "inter-training": 3 * 2,
+    }
+
+
+@pytest.mark.parametrize("row", ["diwa_dagger", "diwa"])
+def test_what_a_row_needs_is_in_the_plan_of_each_of_its_splits(make_bench, row):
+    plan = make_plan(make_bench(SEEDS, f"strategies=['{row}']"))
+    assert [len(split.needs) for split in plan.splits] == [4] * 4
+    assert len(plan.trainings) == 16

@@ -142,6 +142,14 @@ def test_a_run_diverged_in_a_pair_is_no_candidate_of_leaving_one_out_and_is_name
     assert [cell.choice["diverged"] for cell in cells] == [[1], [1]]
 
 
+def test_figures_are_of_the_first_data_seed(make_bench, tmp_path):
+    seeds = "datasets=[{dataset='digits', size=12, targets=['rotated_0'], seeds=[1, 0]}]"
+    bench = make_bench(*SHORT, seeds, "figures=true", "subsets=1", "strategies=['diwa']", store=tmp_path)
+    sweep = carry(bench).sweep
+    assert len(sweep.evidence) == 1
+    assert all(cell.missing is None for cell in sweep.cells)
+
+
 def test_before_and_after_an_interruption(make_bench, tmp_path):
     class Enough(Exception):
         pass

@@ -53,6 +53,11 @@ def test_a_job_is_no_benchmark_and_the_error_says_how_to_run_it():
             r"selection.0: .*'training-domain', 'leave-one-out' or 'oracle', got 'training'",
         ),
         ("objectives=['erm', 'irm']", r"objectives: expected some of erm, mixup, coral, got 'irm'"),
+        ("selection=['oracle', 'oracle']", "selection: expected each selection once"),
+        (
+            "auxiliaries=[{dataset='digits-sloped', targets=['from_top']}]",
+            "auxiliaries: 'digits-sloped' is trained on whole; leave its `targets` out",
+        ),
         ("keep=['best', 'first']", r"keep: expected some of best, last, .*got 'first'"),
         ("protocol='published'", r"protocol: .*'corrected' or 'reference', got 'published'"),
         ("strategys=['diwa']", r"strategys: unknown key \(did you mean 'strategies'\?\)"),

@@ -11,6 +11,7 @@ from mirepoix.domainbed import NotMade
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import Pretrained, TaskName, Trained, WithHead, fused
 from mirepoix.objectives import CORAL, ERM, SAM
+from mirepoix.runs import Run
 from mirepoix.types import InputError
 
 TASK = TaskName("digits", "rotated_0")
@@ -160,3 +161,12 @@ def test_a_split_is_that_of_its_name(make_bench):
     )
     assert bench.split(TaskName("digits", "rotated_0", 2, ("rotated_15",))) is split
     assert len(bench.split(TaskName("digits-sloped")).train) == 2
+
+
+def test_what_is_not_made_is_told_by_another_process_too():
+    training = Trained(Pretrained("digits"), TASK, Run(steps=3))
+    for diverged in (False, True):
+        error = pickle.loads(pickle.dumps(NotMade(training, diverged)))
+        assert isinstance(error, NotMade)
+        assert (error.training, error.diverged) == (training, diverged)
+        assert str(error) == str(NotMade(training, diverged))

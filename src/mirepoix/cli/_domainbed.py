@@ -118,7 +118,7 @@ def run(
         content |= {
             "seconds": round(time.monotonic() - began, 1),
             "trained_now": sweep.trained,
-            "diverged": sweep.diverged,
+            "diverged_now": sweep.diverged,
             "failed": sweep.failed,
             "engine": engine.describe(),
         }
@@ -221,7 +221,7 @@ def _engine(
             ray, cpus_per_work=cpus, gpus_per_work=gpus, threads=threads, retries=retries, workers=workers
         )
     if workers == 0:
-        return Inline()
+        return Inline(threads)
     devices = _gpus(bench.benchmark)
     return LocalPool(workers or len(devices) or _processors(bench), threads=threads, gpus=devices)
 

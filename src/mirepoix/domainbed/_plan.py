@@ -13,7 +13,7 @@ import torch
 
 from mirepoix.domainbed._measure import pair
 from mirepoix.domainbed._members import Members
-from mirepoix.domainbed._nodes import TaskName, Trained, WithHead, trainings
+from mirepoix.domainbed._nodes import Pretrained, TaskName, Trained, WithHead, trainings
 from mirepoix.domainbed._rows import FAMILIES
 from mirepoix.domainbed._workbench import Status, Workbench
 from mirepoix.types import InputError
@@ -145,7 +145,7 @@ def _asked(bench: Workbench, members: Members, task: TaskName) -> Iterator[tuple
 
 
 def _label(training: Trained, member: str, members: Members) -> str:
-    if training.run.classifier_steps == training.run.steps:
+    if isinstance(training.theta, Pretrained) and training.run.classifier_steps == training.run.steps:
         kind = "linear probe"
     elif training.task.target is None:
         runs = members.benchmark.runs_on(training.task.dataset)

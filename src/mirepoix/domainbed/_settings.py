@@ -103,6 +103,13 @@ class Benchmark(Experiment):
             raise ValueError("expected each strategy once")
         return value
 
+    @field_validator("selection")
+    @classmethod
+    def _each_method_once(cls, value: tuple[Selection, ...]) -> tuple[Selection, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("expected each selection once")
+        return value
+
     @field_validator("keep")
     @classmethod
     def _known_collectors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -131,6 +138,10 @@ class Benchmark(Experiment):
             if auxiliary.label in labels:
                 raise ValueError(
                     f"auxiliaries: expected a name that no dataset has, got {auxiliary.label!r}; set `name`"
+                )
+            if auxiliary.targets != "all":
+                raise ValueError(
+                    f"auxiliaries: {auxiliary.label!r} is trained on whole; leave its `targets` out"
                 )
         for row, table in itertools.product(self.rows(), self.datasets):
             needed = AUXILIARIES_NEEDED.get(row.family, 0)

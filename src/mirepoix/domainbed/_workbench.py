@@ -47,6 +47,9 @@ class NotMade(LookupError):
         self.training = training
         self.diverged = diverged
 
+    def __reduce__(self) -> Any:  # an error is made again from its text alone, otherwise
+        return NotMade, (self.training, self.diverged)
+
 
 @dataclasses.dataclass(frozen=True)
 class Workbench:
