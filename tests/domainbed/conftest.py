@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -148,8 +146,7 @@ def carry(bench: Workbench) -> Carried:
 @pytest.fixture(scope="session")
 def table(make_bench: Callable[..., Workbench], tmp_path_factory: pytest.TempPathFactory) -> Carried:
     """Many strategies on two targets and two data seeds, corrected protocol."""
-    started = time.monotonic()
-    result = carry(
+    return carry(
         make_bench(
             f"strategies={listed(TABLE)}",
             "datasets=[{dataset='digits', size=12, targets=['rotated_0', 'rotated_75'], seeds=[0, 1]}]",
@@ -157,9 +154,6 @@ def table(make_bench: Callable[..., Workbench], tmp_path_factory: pytest.TempPat
             store=tmp_path_factory.mktemp("table"),
         )
     )
-    if os.environ.get("TIMES"):
-        print("table", time.monotonic() - started)
-    return result
 
 
 @pytest.fixture(scope="session")
@@ -254,6 +248,4 @@ class Direct:
 
 
 def _collecting(node, collect):
-    from dataclasses import replace
-
     return replace(node, run=node.run.with_(collect=collect))
