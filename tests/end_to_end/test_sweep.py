@@ -56,9 +56,8 @@ average_from = 20
 [space]
 learning_rate = [1e-3, 2e-3]
 """
-TRAININGS = (
-    2 * (1 + 4 + 2) + 1 + 2
-)  # per target: a probe, four runs, two recycled ones; once: a probe, two runs
+TRAININGS = 2 * (1 + 4 + 2) + 1 + 1
+"""For each target a probe, four runs and two recycled ones; on the auxiliary task a probe and the run both begin at."""
 RAY = ("--ray", "local", "--workers", "2")
 
 

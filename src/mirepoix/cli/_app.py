@@ -72,12 +72,11 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail(
-            "stopped; the same command continues where it was."
-            if continues
-            else "stopped; nothing was written.",
-            130,
-        )
+        _stopped(continues)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            _stopped(continues)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -130,6 +129,12 @@ def _note(show: Callable[..., None]) -> Callable[..., None]:
 
 def _end(number: int, _: object) -> None:
     sys.exit(128 + number)
+
+
+def _stopped(continues: bool) -> None:
+    _fail(
+        f"stopped; {'the same command continues where it was' if continues else 'nothing was written'}.", 130
+    )
 
 
 def _fail(message: str, code: int) -> None:

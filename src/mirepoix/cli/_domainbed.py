@@ -57,7 +57,10 @@ def plan(
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print which trainings a table needs, which are stored, and a forecast of time and disk; train nothing."""
+    """Print which trainings a table needs, which are stored, and a forecast of time and disk.
+
+    Nothing is trained, but for the short pre-training on the built-in digits, without which no start is known.
+    """
     bench, _ = _open(recipe, data, out, store, changes)
     content = _announce(bench, workers=_processors(bench), details=not as_json)[1]
     if as_json:
@@ -102,7 +105,9 @@ def run(
     words += [word for change in changes or [] for word in ("--set", change)]
     engine = _engine(bench, workers, ray, cpus_per_run, gpus_per_run, retries)
     with claimed(folder):
-        prepared, content = _announce(bench, workers=workers or _processors(bench))
+        _check_folder(folder, bench)
+        at_once = 1 if workers == 0 or (ray and not workers) else workers or _processors(bench)
+        prepared, content = _announce(bench, workers=at_once)
         if dry_run:
             if as_json:
                 typer.echo(json.dumps(content, ensure_ascii=False))
@@ -280,6 +285,22 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _check_folder(folder: Path, bench: Workbench) -> None:
+    """Results of something else are never overwritten."""
+    from mirepoix.checkpoints import read_json
+
+    file = folder / "job.json"
+    before = read_json(file) if file.is_file() else None
+    if before is None:
+        return
+    recipe = before.get("recipe", {}) if isinstance(before, dict) else {}
+    if "datasets" not in recipe or recipe.get("name") != bench.benchmark.name:
+        raise InputError(
+            f"{folder}: holds the results of another recipe ({recipe.get('name', 'unknown')!r}). Choose another --out; "
+            f"with --store {folder / 'store'} it takes over the trainings that are the same."
+        )
 
 
 def _write_job(folder: Path, bench: Workbench, content: dict[str, Any], *, status: str) -> None:

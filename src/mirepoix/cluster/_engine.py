@@ -95,8 +95,13 @@ class Attempt:
     seconds: float
 
 
-def attempt(load: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]], threads: int | None) -> Attempt:
-    """Load a function with its arguments and call it; an error is returned, not raised."""
+def attempt(
+    load: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]], threads: int | None, *, here: bool = False
+) -> Attempt:
+    """Load a function with its arguments and call it; an error is returned, not raised.
+
+    On a worker that is so for `SystemExit` too; ``here``, in the driver, it ends the driver.
+    """
     started = time.perf_counter()
     try:
         function, arguments = load()  # an import that fails belongs to this work alone
@@ -104,6 +109,8 @@ def attempt(load: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]], thre
             set_threads(threads)
         value = function(*arguments)
     except (Exception, SystemExit) as error:
+        if here and isinstance(error, SystemExit):
+            raise
         trace = "".join(traceback.format_exception(error))
         return Attempt(None, portable(error, trace), time.perf_counter() - started)
     return Attempt(value, None, time.perf_counter() - started)
@@ -162,7 +169,7 @@ class Inline:
         """Call the function now; the future is done when this returns."""
         future = WorkFuture()
         future.set_running_or_notify_cancel()
-        settle(future, attempt(lambda: (function, arguments), self._threads))
+        settle(future, attempt(lambda: (function, arguments), self._threads, here=True))
         return future
 
     def __enter__(self) -> Self:

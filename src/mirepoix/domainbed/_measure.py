@@ -458,7 +458,9 @@ class _Cells:
             return replace(self.empty, missing="a greedy soup has no validation set under leave-one-out")
         judge, members = self.measured.judge, gathered.members
         score = self.measured.score_for(self.method)
-        if self.method == "training-domain":
+        if self.method == "training-domain" and self.along():  # as measured in training, on augmented images
+            ranks = [member.record["id_accuracy"] for member in members]
+        elif self.method == "training-domain":
             ranks = [judge.id_accuracy(judge.logits(member.theta, "validation")) for member in members]
         else:
             ranks = [score(member.theta) for member in members]

@@ -55,7 +55,7 @@ class Members:
         theta = Pretrained(task.dataset)
         if probe is None:
             return theta
-        if self.benchmark.protocol == "reference":
+        if self.benchmark.shared_probe or self.benchmark.protocol == "reference":
             task = TaskName(task.dataset, task.target, 0, task.without)  # one probe for all data seeds
         node: Node = linear_probe(_train, theta, task, probe)
         return node

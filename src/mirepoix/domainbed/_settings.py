@@ -73,6 +73,9 @@ class Benchmark(Experiment):
     """Fine-tunings on each auxiliary task, shared by all targets."""
     auxiliary_run: RunTable = RunTable()
     """Run 0 of the auxiliary fine-tunings: that of the target, changed by what is set here."""
+    shared_probe: Flag = False
+    """One linear probe, that of data seed 0, for all data seeds, as in the reference: a small leakage, as it has seen
+    validation images of the others. Rows with a dagger need it, for members that are averaged begin with one head."""
     frozen_steps: Natural = 200
     """Steps of the classifier alone, for runs that start from an auxiliary fine-tuning (Ramé et al., 2023)."""
     fusing_range: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 4.0
@@ -143,6 +146,18 @@ class Benchmark(Experiment):
                 raise ValueError(
                     f"auxiliaries: {auxiliary.label!r} is trained on whole; leave its `targets` out"
                 )
+        one_head = self.shared_probe or self.shared_head or self.probe is None or self.protocol == "reference"
+        dagger = [row.key for row in self.rows() if row.combine == "dagger"]
+        if dagger and not one_head and any(len(table.seeds) > 1 for table in self.datasets):
+            raise ValueError(
+                f"strategies: {dagger[0]!r} averages members of all data seeds, which must begin with one head; set "
+                "shared_probe = true"
+            )
+        sizes = {table.size for table in self.tables() if table.dataset.startswith("digits")}
+        if self.pretraining is not None and len(sizes) > 1:
+            raise ValueError(
+                "the built-in digits share one pre-training, so all their tables need the same size"
+            )
         for row, table in itertools.product(self.rows(), self.datasets):
             needed = AUXILIARIES_NEEDED.get(row.family, 0)
             found = len(self.auxiliaries_for(table))
@@ -154,9 +169,10 @@ class Benchmark(Experiment):
         return self
 
     def auxiliaries_for(self, table: Dataset) -> list[Auxiliary]:
-        """The auxiliary tasks for a dataset: all but itself."""
+        """The auxiliary tasks for a dataset, all but itself, by name as in the reference."""
         own = (table.dataset, table.path)
-        return [auxiliary for auxiliary in self.auxiliaries if (auxiliary.dataset, auxiliary.path) != own]
+        others = [auxiliary for auxiliary in self.auxiliaries if (auxiliary.dataset, auxiliary.path) != own]
+        return sorted(others, key=lambda auxiliary: auxiliary.label)
 
     def rows(self) -> list[Row]:
         """The rows of the table."""

@@ -22,7 +22,7 @@ from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_ta
 from mirepoix.heads import with_head
 from mirepoix.store import Store, cached, result_key
 from mirepoix.training import Loop, Trainer, choose_device
-from mirepoix.types import Diverged, InputError, Weights
+from mirepoix.types import Diverged, Weights
 from mirepoix.weights import interpolate
 
 __all__ = ["NotMade", "Status", "Workbench"]
@@ -118,17 +118,8 @@ class Workbench:
             data_seed = table.seeds[0]
 
         def read() -> Task:
-            folder = self.data
-            if table.path is not None:
-                if folder is None:
-                    raise InputError(
-                        f"{label}: its images are in {table.path!r} below the folder that --data names; "
-                        "name it with --data DIR."
-                    )
-                folder = folder / table.path
             reading = table.model_copy(update={"seeds": [data_seed]})
-            if table.dataset.startswith("digits"):
-                folder = None
+            folder = None if table.dataset.startswith("digits") else self.data
             silent = progress or (lambda done, total, text: None)
             return build_task(reading, folder, cache_dir=self.cache / "images", progress=silent)
 
@@ -164,6 +155,9 @@ class Workbench:
         """theta_pt with a fresh classifier for a dataset."""
 
         def make() -> Start:
+            torch.set_num_threads(
+                self.threads
+            )  # a pre-training made here has the bits of one made by a worker
             task = self.task(label, self.table(label).seeds[0])
             digits = None
             if self.table(label).dataset.startswith("digits"):

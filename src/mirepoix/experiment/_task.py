@@ -39,6 +39,8 @@ def build_task(
         if table.dataset == "digits":
             return room.digits_task(size=size)
         return room.digits_auxiliary_task(table.dataset.removeprefix("digits-"), size=size)
+    if folder is not None and table.path is not None:
+        folder = folder / table.path
     if folder is None:
         raise InputError(
             f"the recipe's dataset is {table.dataset!r}: name the folder of its images with --data DIR."
