@@ -3,7 +3,8 @@
 Results are looked up in the cache first, then behind the URL. What is made here is pushed there: the files
 first, ``record.json`` last, so a result that is not whole is no result there either. Whatever comes from there is
 compared with the digests in its record, as in any `Store`. Locks and the state of unfinished trainings stay local:
-two machines that make the same result at the same time both do the work, and the first one's is kept.
+two machines that make the same result at the same time both do the work, and each goes on with its own; behind the
+URL stays the record written last. On equal hardware they are the same bits.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ runs = 2
 strategies = ["mean_member", "fine_tuning", "moving_average", "ensemble", "diwa", "diwa_greedy", "diwa_dagger",
   "ratatouille"]
 selection = ["training-domain", "oracle"]
+shared_probe = true
 auxiliary_runs = 1
 frozen_steps = 2
 figures = false

@@ -23,6 +23,7 @@ runs = 3
 strategies = ["fine_tuning"]
 auxiliary_runs = 2
 frozen_steps = 3
+shared_probe = true
 figures = false
 
 [[datasets]]

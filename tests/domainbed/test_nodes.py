@@ -1,5 +1,3 @@
-import json
-
 from mirepoix.domainbed._nodes import (
     Interpolated,
     Pretrained,
@@ -7,7 +5,6 @@ from mirepoix.domainbed._nodes import (
     Trained,
     WithHead,
     fused,
-    to_plain,
     trainings,
 )
 from mirepoix.runs import Run
@@ -51,16 +48,3 @@ def test_the_trainings_of_a_mixture_are_those_of_its_parts():
     mixture = fused([PROBE, WithHead(AUXILIARY, PROBE)], [0.25, 0.75])
     assert mixture == Interpolated((PROBE, WithHead(AUXILIARY, PROBE)), (0.25, 0.75))
     assert list(trainings(mixture)) == [PROBE.training(), AUXILIARY.training(), PROBE.training()]
-
-
-def test_an_expression_becomes_text_that_says_all_of_it():
-    member = Trained(fused([PROBE, WithHead(AUXILIARY, PROBE)], [0.25, 0.75]), TASK, RUN, "mixup")
-    plain = json.loads(json.dumps(to_plain(member)))
-    assert plain["task"] == "PACS without sketch, data seed 1"
-    assert plain["objective"] == "mixup"
-    assert plain["run"]["steps"] == 10
-    assert plain["train"]["coefficients"] == [0.25, 0.75]
-    first, second = plain["train"]["interpolate"]
-    assert first["train"] == {"pretrained": "PACS"}
-    assert second["featurizer"]["task"] == "VLCS, data seed 0"
-    assert second["head"] == first

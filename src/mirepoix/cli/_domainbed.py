@@ -62,7 +62,7 @@ def plan(
     Nothing is trained, but for the short pre-training on the built-in digits, without which no start is known.
     """
     bench, _ = _open(recipe, data, out, store, changes)
-    content = _announce(bench, workers=_processors(bench), details=not as_json)[1]
+    content = _announce(bench, workers=_at_once(bench, None, None), details=not as_json)[1]
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False))
 
@@ -106,8 +106,7 @@ def run(
     engine = _engine(bench, workers, ray, cpus_per_run, gpus_per_run, retries)
     with claimed(folder):
         _check_folder(folder, bench)
-        at_once = 1 if workers == 0 or (ray and not workers) else workers or _processors(bench)
-        prepared, content = _announce(bench, workers=at_once)
+        prepared, content = _announce(bench, workers=_at_once(bench, workers, ray))
         if dry_run:
             if as_json:
                 typer.echo(json.dumps(content, ensure_ascii=False))
@@ -117,7 +116,7 @@ def run(
         from mirepoix.cli._progress import SweepBar
         from mirepoix.domainbed import run_plan
 
-        with engine, SweepBar({planned.label: planned.work for planned in prepared.waiting()}) as bar:
+        with engine, SweepBar() as bar:
             typer.echo(f"Working on {engine.describe()}.", err=True)
             sweep = run_plan(bench, prepared, engine, bar.event, retries=retries)
         content |= {
@@ -221,14 +220,22 @@ def _engine(
     from mirepoix.cluster import Inline, LocalPool, RayCluster
 
     threads = bench.threads
+    if ray is not None and workers == 0:
+        raise InputError("--workers 0 trains in this process, and --ray on a cluster: leave one of them out.")
     if ray is not None:
         return RayCluster(
             ray, cpus_per_work=cpus, gpus_per_work=gpus, threads=threads, retries=retries, workers=workers
         )
     if workers == 0:
         return Inline(threads)
-    devices = _gpus(bench.benchmark)
-    return LocalPool(workers or len(devices) or _processors(bench), threads=threads, gpus=devices)
+    return LocalPool(_at_once(bench, workers, ray), threads=threads, gpus=_gpus(bench.benchmark))
+
+
+def _at_once(bench: Workbench, workers: int | None, ray: str | None) -> int:
+    """How many trainings run at a time; of a cluster that was not asked yet, 1."""
+    if workers == 0:
+        return 1
+    return workers or (1 if ray else len(_gpus(bench.benchmark)) or _processors(bench))
 
 
 def _gpus(benchmark: Benchmark) -> list[int]:

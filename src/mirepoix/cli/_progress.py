@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -94,15 +93,11 @@ class SweepBar:
     """Progress of a sweep: works done, what is being done, and the time that remains.
 
     Where standard error is no terminal it prints a line for every work that ends.
-
-    Args:
-        weights: How long each training takes, in any unit; other works count as nothing.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
-        self.weights = weights
         self.running: dict[str, None] = {}
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -114,7 +109,7 @@ class SweepBar:
             transient=True,
             disable=not self.live,
         )
-        self.task = self.bar.add_task("sweep", total=sum(weights.values()) or None, detail="")
+        self.task = self.bar.add_task("sweep", total=None, detail="")
 
     def __enter__(self) -> SweepBar:
         self.bar.start()
@@ -133,8 +128,6 @@ class SweepBar:
             self.show(event)
             return
         self.running.pop(event.name, None)
-        if event.kind != "retried":
-            self.bar.advance(self.task, self.weights.get(event.name, 0.0))
         self.show(event)
         count = f"[{event.done + event.failed + event.skipped}/{event.total}]"
         if event.kind == "done":
@@ -149,7 +142,8 @@ class SweepBar:
         detail = f"{event.done} of {event.total} done" + (f", {bad} failed or skipped" if bad else "")
         if self.running:
             detail += f"; {escape(next(reversed(self.running)))}"
-        self.bar.update(self.task, detail=detail)
+        ended = event.done + event.failed + event.skipped
+        self.bar.update(self.task, total=event.total, completed=ended, detail=detail)
 
     def print(self, text: str) -> None:
         """A line above the bar."""

@@ -85,6 +85,7 @@ class Measured:
     def __init__(self, bench: Workbench, name: TaskName) -> None:
         self.bench, self.name = bench, name
         self.members_of = Members(bench.benchmark)
+        self.gathered: dict[Any, Gathered] = {}
 
     @cached_property
     def judge(self) -> Any:
@@ -106,6 +107,12 @@ class Measured:
             task: What they were trained on; this split unless given.
             last: Take the last weights of each run in place of the best ones.
         """
+        key = (family, task, last)
+        if key not in self.gathered:
+            self.gathered[key] = self._gather(family, task, last)
+        return self.gathered[key]
+
+    def _gather(self, family: str, task: TaskName | None, last: bool) -> Gathered:
         members: list[Member] = []
         diverged: list[int] = []
         absent: list[int] = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
 from mirepoix.domainbed._nodes import Node, Pretrained, TaskName, Trained, WithHead, fused
 from mirepoix.domainbed._rows import FAMILIES
-from mirepoix.domainbed._settings import Benchmark
+from mirepoix.domainbed._settings import GENERATED, Benchmark
 from mirepoix.heads import linear_probe
 from mirepoix.runs import Run
 from mirepoix.strategies import (
@@ -48,6 +48,7 @@ class Members:
     """
 
     benchmark: Benchmark
+    _known: dict[tuple[str, TaskName], list[Node]] = field(default_factory=dict, compare=False, repr=False)
 
     def start(self, task: TaskName) -> Node:
         """theta_pt with the head that all runs on one task share: its linear probe, or a random head."""
@@ -55,7 +56,8 @@ class Members:
         theta = Pretrained(task.dataset)
         if probe is None:
             return theta
-        if self.benchmark.shared_probe or self.benchmark.protocol == "reference":
+        shared = self.benchmark.shared_probe or self.benchmark.protocol == "reference"
+        if shared and self.benchmark.table(task.dataset).dataset not in GENERATED:
             task = TaskName(task.dataset, task.target, 0, task.without)  # one probe for all data seeds
         node: Node = linear_probe(_train, theta, task, probe)
         return node
@@ -106,6 +108,11 @@ class Members:
 
     def of(self, family: str, task: TaskName) -> list[Node]:
         """Member h of a family for one split, for every run h."""
+        if (family, task) not in self._known:
+            self._known[family, task] = self._of(family, task)
+        return self._known[family, task]
+
+    def _of(self, family: str, task: TaskName) -> list[Node]:
         runs = self.benchmark.runs_on(task.dataset, task.data_seed)
         theta = self.start(task)
         sam = partial(_train, objective="sam")

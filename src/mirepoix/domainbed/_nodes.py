@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mirepoix.runs import Run
 
@@ -20,7 +20,6 @@ __all__ = [
     "Trained",
     "WithHead",
     "fused",
-    "to_plain",
     "trainings",
 ]
 
@@ -111,24 +110,3 @@ def trainings(node: Node) -> Iterator[Trained]:
         case Interpolated():
             for theta in node.thetas:
                 yield from trainings(theta)
-
-
-def to_plain(node: Node) -> dict[str, Any]:
-    """The expression as plain values, for a record."""
-    match node:
-        case Trained():
-            return {
-                "train": to_plain(node.theta),
-                "task": str(node.task),
-                "run": node.run.to_dict(),
-                "objective": node.objective,
-            }
-        case WithHead():
-            return {"featurizer": to_plain(node.theta), "head": to_plain(node.head)}
-        case Interpolated():
-            return {
-                "interpolate": [to_plain(theta) for theta in node.thetas],
-                "coefficients": list(node.coefficients),
-            }
-        case Pretrained():
-            return {"pretrained": node.dataset}

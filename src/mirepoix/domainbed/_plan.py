@@ -90,6 +90,11 @@ def make_plan(bench: Workbench) -> Plan:
     Raises:
         InputError: For datasets, domains or weights that are not there.
     """
+    with bench.planning():
+        return _make_plan(bench)
+
+
+def _make_plan(bench: Workbench) -> Plan:
     benchmark = bench.benchmark
     members = Members(benchmark)
     found: dict[Trained, str] = {}
@@ -100,9 +105,10 @@ def make_plan(bench: Workbench) -> Plan:
             task = TaskName(table.label, target, seed)
             needed[task] = []
             for node, label in _asked(bench, members, task):
-                asked += not label.startswith(("linear probe", "auxiliary"))
+                asked += 1
                 for training in trainings(node):
-                    found.setdefault(training, _label(training, label, members))
+                    if training not in found:
+                        found[training] = _label(training, label, members)
                     needed[task].append(training)
         splits += list(needed.items())
     _check_leakage(bench)
@@ -216,22 +222,27 @@ def forecast(bench: Workbench, plan: Plan, note: Callable[[str], None] = lambda 
     disk = sum(
         size * (len(kept) + ("snapshots" in kept) * (_checks(planned.node) - 1)) for planned in waiting
     )
-    rates = []
+    rates: dict[str, list[float]] = {}  # by the images trained on, seconds for a step of work
     for planned in plan.trainings:
         if planned.status == "stored":
             record = bench.store.record("weights", bench.key(planned.node))
             if record and record.get("seconds"):
-                rates.append(record["seconds"] / planned.work)
-    if rates:
-        origin = f"the {len(rates)} trainings stored"
-        return Forecast(statistics.median(rates) * sum(p.work for p in waiting), disk, origin)
-    note("timing a few steps for the forecast")
-    per_step, per_check = _calibrate(bench, first.node)
-    seconds = sum(
-        p.work * per_step + (1 + (p.node.run.steps - 1) // p.node.run.check_every) * per_check
-        for p in waiting
+                rates.setdefault(planned.node.task.dataset, []).append(record["seconds"] / planned.work)
+    timed = {label: statistics.median(values) for label, values in rates.items()}
+    seconds = 0.0
+    for label in dict.fromkeys(planned.node.task.dataset for planned in waiting):
+        own = [planned for planned in waiting if planned.node.task.dataset == label]
+        if label in timed:
+            seconds += timed[label] * sum(planned.work for planned in own)
+            continue
+        note(f"timing a few steps on {label} for the forecast")
+        per_step, per_check = _calibrate(bench, own[0].node)
+        seconds += sum(p.work * per_step + _checks(p.node) * per_check for p in own)
+    made_now = len(dict.fromkeys(planned.node.task.dataset for planned in waiting)) > len(
+        timed.keys() & {planned.node.task.dataset for planned in waiting}
     )
-    return Forecast(seconds, disk, "a few steps made now")
+    origin = "a few steps made now" if made_now else "the trainings stored"
+    return Forecast(seconds, disk, origin)
 
 
 def _checks(node: Trained) -> int:
@@ -246,7 +257,7 @@ def _calibrate(bench: Workbench, node: Trained) -> tuple[float, float]:
     trainer = bench.trainer(node)
     theta, split = bench.start(node.task.dataset).theta, bench.split(node.task)
     seconds = []
-    run = node.run.with_(classifier_steps=0)
+    run = node.run.with_(classifier_steps=0, learning_rate=1e-6)  # so that nothing diverges
     trainer.fit(theta, split, run.with_(steps=1))  # the first step is slow
     for steps in CALIBRATION:
         began = time.monotonic()

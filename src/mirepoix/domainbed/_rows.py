@@ -60,7 +60,7 @@ FAMILIES: Mapping[str, Family] = {
 COMBINES: Mapping[str, tuple[str, str]] = {
     "mean": ("mean member", "mean_i of the accuracy of {}"),
     "best": ("best on validation", "best_i {}"),
-    "wise": ("WiSE", "(1 - lambda) best_i {} + lambda theta_pt"),
+    "wise": ("WiSE", "(1 - lambda) best_i {} + lambda (its start)"),
     "average": ("uniform average", "1/M sum_i {}"),
     "greedy": ("greedy soup", "1/|K| sum_(i in K) {}"),
     "ensemble": ("ensemble", "1/M sum_i f(x; {})"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from mirepoix.domainbed._nodes import Trained
 from mirepoix.domainbed._plan import Plan
 from mirepoix.domainbed._rows import Row
 from mirepoix.domainbed._workbench import NotMade, Workbench
+from mirepoix.types import InputError
 
 __all__ = ["Sweep", "measure", "run_plan"]
 
@@ -54,11 +57,18 @@ def _workbench(pickled: bytes) -> Workbench:
 
 def train_one(pickled: bytes, node: Trained) -> str:
     """One training, on a worker; its start is in the store."""
+    bench = _workbench(pickled)
     try:
-        _workbench(pickled).make(node)
+        if bench.status(node) == "stored":
+            return "found"
+        bench.make(node)
     except NotMade as error:
         if not error.diverged:
-            raise
+            raise InputError(
+                f"{error.training.task}: the weights it starts from are not in the store at {bench.store_place} on "
+                "this machine. All machines need one store: a folder that all of them mount, or an address such as "
+                "s3://bucket/sweep; name it with --store."
+            ) from None
         return "diverged" if error.training.training() == node.training() else "start diverged"
     return "stored"
 
@@ -67,18 +77,29 @@ def measure_split(
     pickled: bytes, dataset: str, target: str, data_seed: int, rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
     """The cells of one split, on a worker."""
-    return [cell.to_dict() for cell in cells_of_split(_workbench(pickled), dataset, target, data_seed, rows)]
+    bench = _workbench(pickled)
+    try:
+        return [cell.to_dict() for cell in cells_of_split(bench, dataset, target, data_seed, rows)]
+    finally:
+        bench.forget()
 
 
 def measure_seeds(pickled: bytes, dataset: str, target: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The cells over all data seeds of one target, on a worker."""
-    return [cell.to_dict() for cell in cells_of_seeds(_workbench(pickled), dataset, target, rows)]
+    bench = _workbench(pickled)
+    try:
+        return [cell.to_dict() for cell in cells_of_seeds(bench, dataset, target, rows)]
+    finally:
+        bench.forget()
 
 
 def look_into(pickled: bytes, dataset: str, target: str, data_seed: int) -> dict[str, Any]:
     """The numbers of the figures of one split, on a worker."""
     bench = _workbench(pickled)
-    return look_into_split(bench, dataset, target, data_seed, subsets=bench.benchmark.subsets)
+    try:
+        return look_into_split(bench, dataset, target, data_seed, subsets=bench.benchmark.subsets)
+    finally:
+        bench.forget()
 
 
 def run_plan(
@@ -110,10 +131,15 @@ def run_plan(
         )
         for planned in plan.waiting()
     ]
-    works += _measuring(bench, pickled, plan, left)
+    measuring = _measuring(bench, pickled, plan, left)
+    works += measuring
     figures = _looking(bench, pickled, plan) if bench.benchmark.figures else []
     works += figures
     results = carry_out(works, engine, retries=retries, on_event=on_event)
+    # What a failed training leaves is measured all the same: its cells say what is missing.
+    left_over = [replace(work, needs=()) for work in measuring if results[work.name].status == "skipped"]
+    if left_over:
+        results |= carry_out(left_over, engine, retries=retries, on_event=on_event)
     sweep = Sweep()
     sweep.trained = sum(results[label].value == "stored" for label in left)
     sweep.diverged = [each.label for each in plan.waiting() if results[each.label].value == "diverged"]
@@ -162,21 +188,41 @@ def _looking(bench: Workbench, pickled: bytes, plan: Plan) -> list[Work]:
     return works
 
 
-def _cells(bench: Workbench, plan: Plan, results: dict[str, Done]) -> list[Cell]:
-    """The cells of all splits in order, measured here where no worker did."""
+def _cells(bench: Workbench, plan: Plan, results: Mapping[str, Done]) -> list[Cell]:
+    """The cells of all splits in order; those whose measuring failed say why."""
     rows = tuple(bench.benchmark.rows())
     found: list[Cell] = []
+
+    def take(place: tuple[str, str], seed: int | None, measured: Callable[[], list[Cell]]) -> None:
+        done = results.get(_split_name(*place, "all" if seed is None else seed))
+        if done is None:
+            found.extend(measured())
+        elif done.status == "done":
+            found.extend(Cell.from_dict(values) for values in done.value)
+        else:
+            found.extend(_without_numbers(bench, place, seed, done.message))
+
     for split in plan.splits:
-        done = results.get(_split_name(split.dataset, split.target, split.data_seed))
-        if done is not None and done.status == "done":
-            found += [Cell.from_dict(values) for values in done.value]
-        else:
-            found += cells_of_split(bench, split.dataset, split.target, split.data_seed, rows)
-    for dataset, target in dict.fromkeys((split.dataset, split.target) for split in plan.splits):
-        done = results.get(_split_name(dataset, target, "all"))
-        if done is not None and done.status == "done":
-            found += [Cell.from_dict(values) for values in done.value]
-        else:
-            found += cells_of_seeds(bench, dataset, target, rows)
+        place = (split.dataset, split.target)
+        take(place, split.data_seed, partial(cells_of_split, bench, *place, split.data_seed, rows))
+    for place in dict.fromkeys((split.dataset, split.target) for split in plan.splits):
+        take(place, None, partial(cells_of_seeds, bench, *place, rows))
     order = {row.key: i for i, row in enumerate(rows)}
     return sorted(found, key=lambda cell: (order[cell.row],))
+
+
+def _without_numbers(bench: Workbench, place: tuple[str, str], seed: int | None, why: str) -> list[Cell]:
+    """The cells of a split that could not be measured."""
+    return [
+        Cell(
+            dataset=place[0],
+            row=row.key,
+            label=row.label,
+            selection=method,
+            target=place[1],
+            data_seed=seed,
+            missing=f"measuring failed: {why}",
+        )
+        for row, method in itertools.product(bench.benchmark.rows(), bench.benchmark.selection)
+        if (row.combine == "dagger") == (seed is None)
+    ]

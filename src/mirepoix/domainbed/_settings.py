@@ -32,6 +32,10 @@ Selection = Literal["training-domain", "leave-one-out", "oracle"]
 Protocol = Literal["corrected", "reference"]
 
 
+GENERATED = ("ColoredMNIST", "RotatedMNIST")
+"""Datasets whose digits a data seed deals to the domains anew."""
+
+
 class Named(Data):
     """Images with a name, and how runs on them differ."""
 
@@ -152,6 +156,14 @@ class Benchmark(Experiment):
             raise ValueError(
                 f"strategies: {dagger[0]!r} averages members of all data seeds, which must begin with one head; set "
                 "shared_probe = true"
+            )
+        dealt = [
+            table.label for table in self.datasets if table.dataset in GENERATED and len(table.seeds) > 1
+        ]
+        if dealt and (dagger or self.shared_probe):
+            raise ValueError(
+                f"{dealt[0]}: each data seed deals its digits to the domains anew, so what is made of all data seeds "
+                "has seen the targets; leave out rows with a dagger and shared_probe, or take one data seed"
             )
         sizes = {table.size for table in self.tables() if table.dataset.startswith("digits")}
         if self.pretraining is not None and len(sizes) > 1:

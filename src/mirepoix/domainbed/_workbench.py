@@ -7,28 +7,28 @@ machine. It holds nothing that is not in the store: whatever it makes is found t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from mirepoix.checkpoints import fingerprint
+from mirepoix import __version__
+from mirepoix.checkpoints import fingerprint, write_atomically
 from mirepoix.data import Split, Task
 from mirepoix.domainbed._nodes import Interpolated, Node, Pretrained, TaskName, Trained, WithHead
 from mirepoix.domainbed._objectives import objective
-from mirepoix.domainbed._settings import Benchmark, Named
+from mirepoix.domainbed._settings import GENERATED, Benchmark, Named
 from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_task
 from mirepoix.heads import with_head
-from mirepoix.store import Store, cached, result_key
+from mirepoix.store import Store, StoredWeights, cached, key_of, result_key
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import Diverged, Weights
 from mirepoix.weights import interpolate
 
 __all__ = ["NotMade", "Status", "Workbench"]
-
-GENERATED = ("ColoredMNIST", "RotatedMNIST")
-"""Datasets that a data seed deals and colours anew."""
 
 Status = Literal["stored", "diverged", "missing", "waiting"]
 """Of a training: kept, kept as diverged, ready to be made, or its start is not there yet."""
@@ -71,6 +71,7 @@ class Workbench:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_known", {})
+        object.__setattr__(self, "_statuses", None)
 
     def __reduce__(self) -> Any:  # what was read stays in this process
         return Workbench, (self.benchmark, self.recipe_path, self.store_place, self.cache, self.data)
@@ -196,14 +197,47 @@ class Workbench:
                 return self._once(("weights", node), lambda: self._stored(node))  # type: ignore[no-any-return]
 
     def _stored(self, node: Trained) -> Weights:
-        if self.status(node) in ("missing", "waiting"):
+        found = self.store.find("weights", self.key(node))
+        if found is None:
             raise NotMade(node)
-        theta: Weights = self.make(node)
-        return theta
+        weights, record = found
+        if record["status"] == "diverged":
+            raise NotMade(node, diverged=True)
+        return StoredWeights(weights[node.run.collect], record)
 
     def start_fingerprint(self, node: Node) -> str:
-        """The fingerprint of the weights of an expression."""
-        return self._once(("fingerprint", node), lambda: fingerprint(self.weights(node)))  # type: ignore[no-any-return]
+        """The fingerprint of the weights of an expression.
+
+        It is kept beside the images under what the expression is made of: a plan of a thousand starts does not read
+        and add them up again each time.
+        """
+
+        def look_up() -> str:
+            note = self.cache / "fingerprints" / self._made_of(node)
+            if note.is_file() and len(text := note.read_text()) == 64:
+                return text
+            text = fingerprint(self.weights(node))
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, text.encode())
+            return text
+
+        return self._once(("fingerprint", node), look_up)  # type: ignore[no-any-return]
+
+    def _made_of(self, node: Node) -> str:
+        """A digest of an expression with the contents that its ends have; no weights are read."""
+        match node:
+            case Pretrained():
+                parts: list[Any] = ["start", self.start(node.dataset).sha256]
+            case Trained():
+                record = self.store.record("weights", self.key(node))
+                if record is None or record["status"] == "diverged":
+                    raise NotMade(node, diverged=record is not None)
+                parts = ["trained", record["sha256"], node.run.collect]
+            case WithHead():
+                parts = ["head", self._made_of(node.theta), self._made_of(node.head)]
+            case Interpolated():
+                parts = ["sum", [self._made_of(theta) for theta in node.thetas], list(node.coefficients)]
+        return key_of({"parts": parts, "mirepoix": __version__})
 
     def key(self, node: Trained) -> str:
         """Under which key of the store a training is kept.
@@ -216,6 +250,23 @@ class Workbench:
 
     def status(self, node: Trained) -> Status:
         """Whether a training is there."""
+        planned: dict[Trained, Status] | None = self._statuses  # type: ignore[attr-defined]
+        if planned is None:
+            return self._status(node)
+        if node not in planned:
+            planned[node] = self._status(node)
+        return planned[node]
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """While a plan is made, look at each training once."""
+        object.__setattr__(self, "_statuses", {})
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_statuses", None)
+
+    def _status(self, node: Trained) -> Status:
         try:
             record = self.store.record("weights", self.key(node))
         except NotMade as absent:
@@ -235,6 +286,12 @@ class Workbench:
             return cached(self.trainer(node, **options), self.store)(theta, self.split(node.task), node.run)
         except Diverged:
             raise NotMade(node, diverged=True) from None
+
+    def forget(self) -> None:
+        """Let go of networks and weights; images and starts stay."""
+        known: dict[Any, Any] = self._known  # type: ignore[attr-defined]
+        for key in [key for key in known if key[0] in ("judge", "weights")]:
+            del known[key]
 
     # Predictions --------------------------------------------------------------------------------------------
 
