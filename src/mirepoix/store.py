@@ -107,6 +107,15 @@ class Store:
             return None
         return record if isinstance(record, dict) else None
 
+    def set_damaged_aside(self, kind: str, key: str) -> None:
+        """Move a result that is not what was written to ``damaged``, so that it counts as not made; else nothing."""
+        entry = self.entry(kind, key)
+        if not (entry / "record.json").is_file():
+            return
+        with _locked(entry):
+            if (entry / "record.json").is_file() and (problem := _damage(entry)):
+                self._set_aside(entry, problem)
+
     def get_or_make(self, kind: str, made_of: Mapping[str, Any], make: Callable[[Path], Result]) -> Result:
         """The result made of ``made_of``: found, or made now and kept.
 

@@ -54,9 +54,9 @@ learning_rate = [1e-3, 3e-3]
 threads = 1
 """
 
-# For each of two data seeds a probe, two runs from it, and run 1 from the auxiliary task (run 0 is the same as
+# A probe; from it, for each of two data seeds, two runs, and run 1 from the auxiliary task (run 0 is the same as
 # without); once, the probe of the auxiliary task and its run.
-TRAININGS = 2 * (1 + 2 + 1) + 2
+TRAININGS = 1 + 2 * (2 + 1) + 2
 MEMBERS = 8 * 2 * 2  # rows, data seeds, runs
 SPLITS = 2
 ROWS = [
@@ -70,6 +70,7 @@ ROWS = [
     "ratatouille uniform",
 ]
 RUN = ("domainbed", "run", "tiny.toml", "--workers", "0")
+CONTINUES = "stopped; the same command continues where it was."
 
 
 def make_recipe(folder: Path, text: str = RECIPE) -> None:
@@ -154,7 +155,7 @@ def test_the_plan_for_people_names_tasks_and_forecast(swept):
         f"{TRAININGS} distinct trainings serve {MEMBERS} members of 8 rows on {SPLITS} splits." in result.err
     )
     assert "1 are to be trained" in result.err
-    assert f"from the {TRAININGS - 1} trainings stored" in result.err
+    assert "at a time (from the trainings stored), " in result.err
     assert "digits-inverted, data seed 0: 2 trainings, 2 stored" in result.err
 
 
@@ -165,6 +166,25 @@ def test_a_dry_run_prints_the_plan_and_stops(here):
     assert len(records()) == 1
     assert not Path("out/cells.json").exists()
     assert not Path("out/job.json").exists()
+
+
+def test_the_forecast_is_for_the_trainings_that_run_at_a_time(swept):
+    (Path("out/store/weights") / trained_runs()[0]).rename("moved")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+    def told(*words: str) -> int:
+        result = call("domainbed", *words, "--out", "out", "--json")
+        assert result.code == 0, result.err
+        workers = json.loads(result.out)["forecast"]["workers"]
+        assert f" with {workers} at a time (from the trainings stored), " in result.err
+        return workers
+
+    dry = ("run", "tiny.toml", "--dry-run")
+    assert told("plan", "tiny.toml", "--set", 'loop.device="cpu"') == cores
+    assert told(*dry, "--set", 'loop.device="cpu"') == cores
+    assert told("plan", "tiny.toml", "--set", 'loop.device="cpu"', "--set", "loop.threads=1000") == 1
+    assert told(*dry, "--workers", "3") == 3
+    assert told(*dry, "--workers", "0") == 1
 
 
 # Run
@@ -261,7 +281,8 @@ def test_json_goes_to_standard_output_alone(swept):
     assert "distinct trainings" in result.err
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(swept, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_sweep_goes_on_where_it_was(swept, tmp_path, number, code):
     make_recipe(tmp_path)
     command = [sys.executable, "-m", "mirepoix", *RUN, "--out", "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -272,9 +293,14 @@ def test_an_interrupted_sweep_goes_on_where_it_was(swept, tmp_path):
     until = time.monotonic() + 120
     while len(records(store)) < 4 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+    assert process.returncode == code, told
+    assert told.rstrip().endswith(f"mirepoix: {CONTINUES}") is (number == signal.SIGINT)
+    assert "failed" not in told  # the work that it stopped did not fail
+    assert "Traceback" not in told
+    assert json.loads((tmp_path / "out/job.json").read_text())["status"] == "unfinished"
+    assert not (tmp_path / "out/cells.json").exists()
     before = records(store)
     assert 4 <= len(before) < TRAININGS + 1
     os.chdir(tmp_path)  # `swept` puts the current folder back
@@ -306,7 +332,8 @@ def test_a_work_that_fails_is_code_1_and_the_others_go_on(swept):
     assert result.code == 1
     content = json.loads(result.out)
     assert content["trained_now"] == 1
-    assert any("inter-training, run 1" in name for name in content["failed"])
+    (failed,) = content["failed"]  # what it leaves is measured
+    assert "inter-training, run 1" in failed
     assert "works failed or were skipped; the first: digits without rotated_0" in result.err
     missing = [(c["row"], c["missing"]) for c in cells() if c["missing"]]
     assert (
@@ -377,7 +404,23 @@ def test_the_folders_of_a_user_are_read(here):
     assert "| Row | a | b | c | Avg |" in result.out
     result = call(*RUN, "--out", "other", *words)
     assert result.code == 2
-    assert "name it with --data DIR" in result.err
+    assert "name the folder of its images with --data DIR" in result.err
+
+
+def test_a_job_reads_the_folder_below_data_that_its_recipe_names(here, small, images):
+    (here / "elsewhere").mkdir()
+    images.rename(here / "elsewhere/mine")
+    direct = call("run", small, "--data", "elsewhere/mine", "--out", "direct")
+    below = call("run", small, "--data", "elsewhere", "--out", "below", "--set", "data.path=mine")
+    assert direct.code == below.code == 0, below.err
+    one, other = (json.loads(Path(name, "report.json").read_text())["rows"] for name in ("direct", "below"))
+    assert one == other
+    result = call("run", small, "--data", "elsewhere", "--out", "wrong", "--set", "data.path=yours")
+    assert result.code == 2
+    assert str(Path("elsewhere/yours")) in result.err
+    result = call("run", small, "--out", "none", "--set", "data.path=mine")
+    assert result.code == 2
+    assert "the recipe's dataset is 'folder': name the folder of its images with --data DIR." in result.err
 
 
 # Table and trace
@@ -388,6 +431,7 @@ def test_the_table_says_what_is_missing_before_anything_is_trained(here):
     assert result.code == 0, result.err
     assert "| DiWA uniform | – | – |" in result.out
     assert "- DiWA uniform, rotated_0: data seed 1: 2 of 2 runs are not trained yet" in result.out
+    assert len(records()) == 1  # only the start is made
     listed = json.loads(call("domainbed", "table", "tiny.toml", "--out", "out", "--json").out)["cells"]
     assert len(listed) == 2 * (7 * 2 + 1)
     assert all(cell["missing"] and cell["whole"] is None for cell in listed)
@@ -434,8 +478,13 @@ def test_the_trace_leads_from_a_number_to_the_records(swept):
         ("auxiliaries=[]", "'ratatouille' needs 1 auxiliary task other than the dataset 'digits', got 0"),
         ('selection=["target"]', "selection"),
         ('objectives=["sam"]', "expected some of erm, mixup, coral, got 'sam'"),
-        ('datasets=[{dataset="digits", targets=["rotated_1"]}]', "rotated_1"),
+        ('datasets=[{dataset="digits", size=8, targets=["rotated_1"]}]', "rotated_1"),
         ('datasets=[{dataset="PACZ"}]', "--data DIR"),
+        (
+            "shared_probe=false",
+            "'diwa_dagger' averages members of all data seeds, which must begin with one head",
+        ),
+        ('datasets=[{dataset="digits"}]', "share one pre-training, so all their tables need the same size"),
         ('datasets=[{dataset="digits"}, {dataset="digits"}]', "got 'digits' twice; set `name`"),
         ("run.learning_rate=-1", "run.learning_rate: expected a positive number"),
         ("auxiliary_run.dropout=2", "auxiliary_run.dropout: expected a probability"),
@@ -488,6 +537,44 @@ def test_a_ray_cluster_that_does_not_answer_is_code_2(here):
     assert result.code == 2
     assert "no Ray cluster answers at '127.0.0.1:1'" in result.err
     assert not Path("out/cells.json").exists()
+
+
+def test_a_cluster_and_this_process_are_not_both_asked_for(here):
+    result = call(*RUN, "--out", "out", "--ray", "127.0.0.1:1")
+    assert result.code == 2
+    assert "--workers 0 trains in this process, and --ray on a cluster: leave one of them out." in result.err
+    assert not Path("out").exists()
+
+
+def contents(folder: str = "out") -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_the_results_of_another_recipe_are_not_overwritten(swept):
+    before = contents()
+    for change in ([], ["--dry-run"]):
+        result = call(*RUN, *change, "--out", "out", "--set", 'name="other"')
+        assert result.code == 2
+        assert "out: holds the results of another recipe ('tiny'). Choose another --out" in result.err
+        assert f"with --store {Path('out/store')} it takes over the trainings that are the same" in result.err
+        assert contents() == before
+    taken = call(*RUN, "--out", "more", "--store", "out/store", "--set", 'name="other"', "--json")
+    assert taken.code == 0, taken.err
+    assert json.loads(taken.out)["trained_now"] == 0
+
+
+@pytest.mark.parametrize(
+    "job", [{"recipe": {"name": "tiny", "data": {"dataset": "digits"}}, "status": "finished"}, {}, []]
+)
+def test_the_results_of_a_job_are_not_overwritten(here, job):
+    Path("out").mkdir()
+    Path("out/job.json").write_text(json.dumps(job))
+    before = contents()
+    result = call(*RUN, "--out", "out")
+    assert result.code == 2
+    name = "tiny" if job else "unknown"
+    assert f"out: holds the results of another recipe ({name!r}). Choose another --out" in result.err
+    assert contents() == before
 
 
 def test_two_sweeps_do_not_share_a_folder(here):

@@ -124,6 +124,16 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scratch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of this folder from random weights, without the pre-training that digits of one size share."""
+    table = RECIPE.partition("[pretraining]")[2].partition("[probe]")[0]
+    text = RECIPE.replace(f"[pretraining]{table}", "").replace("[network]", "[network]\nscratch = true")
+    path = tmp_path_factory.mktemp("scratch") / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
 def make_bench(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workbench]:
     """A workbench of the recipe with some changes; all share one pre-training unless they name a store."""
     shared = tmp_path_factory.mktemp("shared")

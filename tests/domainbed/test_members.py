@@ -38,7 +38,7 @@ def begins(node):
 @pytest.mark.parametrize("family", ["inter_training", "robust"])
 def test_run_h_begins_at_task_h_mod_a_plus_1_and_run_h_mod_r(members, family):
     made = members(THREE, "runs=20", "auxiliary_runs=4", "strategies=['robust_ratatouille']")
-    names, collect = [None, INVERTED, SLOPED, PARITY], "moving_average" if family == "robust" else "last"
+    names, collect = [None, INVERTED, PARITY, SLOPED], "moving_average" if family == "robust" else "last"
     for h, node in enumerate(made.of(family, TASK)):
         expected = None
         if names[h % 4]:
@@ -104,16 +104,28 @@ def test_an_auxiliary_task_is_trained_on_whole_and_from_its_own_probe(members):
     assert auxiliary.theta == probe
 
 
-def test_the_dataset_itself_is_no_auxiliary_task_whatever_its_name_and_size(members):
+def test_the_dataset_itself_is_no_auxiliary_task_whatever_its_name_and_size(scratch_file):
     pool = (
         "auxiliaries=[{dataset='digits', name='the digits', size=16}, {dataset='digits-sloped', size=12},"
         " {dataset='digits', name='again', size=12}, {dataset='digits-inverted', size=12}]"
     )
-    made = members(pool, "runs=9", "auxiliary_runs=1")
-    assert made.auxiliaries("digits") == [SLOPED, INVERTED]
+    made = Members(load_benchmark(scratch_file, [pool, "runs=9", "auxiliary_runs=1"])[0])
+    assert made.auxiliaries("digits") == [INVERTED, SLOPED]
     for family in ("inter_training", "robust", "sequential", "fusing"):
         needed = {t.task.dataset for node in made.of(family, TASK) for t in trainings(node)}
         assert needed == {"digits", SLOPED, INVERTED}
+
+
+def test_auxiliary_tasks_are_taken_by_their_labels(members):
+    pool = (
+        "auxiliaries=[{dataset='digits-sloped', name='b', size=12}, {dataset='digits-parity', name='c', size=12},"
+        " {dataset='digits-inverted', name='a', size=12}]"
+    )
+    made = members(pool, "runs=4", "auxiliary_runs=1")
+    assert made.auxiliaries("digits") == ["a", "b", "c"]
+    nodes = made.of("inter_training", TASK)
+    assert nodes[0].theta == made.start(TASK)
+    assert [node.theta.theta.task.dataset for node in nodes[1:]] == ["a", "b", "c"]
 
 
 def test_each_dataset_is_an_auxiliary_task_of_the_others(members):
@@ -156,15 +168,29 @@ def test_fusing_mixes_theta_pt_and_one_run_of_each_task(members):
         assert node.run == run.with_(classifier_steps=3)  # frozen first, theta_pt being only a part
 
 
-@pytest.mark.parametrize(("protocol", "shared"), [("reference", True), ("corrected", False)])
-def test_the_reference_shares_one_probe_between_data_seeds(members, protocol, shared):
-    made = members(f"protocol='{protocol}'")
+@pytest.mark.parametrize(
+    ("protocol", "key", "shared"),
+    [("reference", False, True), ("corrected", False, False), ("corrected", True, True)],
+)
+def test_the_reference_and_a_shared_probe_share_one_between_data_seeds(members, protocol, key, shared):
+    made = members(f"protocol='{protocol}'", f"shared_probe={str(key).lower()}")
     probes = [made.start(TaskName("digits", "rotated_0", seed)) for seed in (0, 1)]
     assert (probes[0] == probes[1]) is shared
     assert probes[0].task.data_seed == 0
     assert made.start(TaskName("digits", "rotated_15")) != probes[0]
+    assert {node.theta for node in made.of("fine_tuning", TaskName("digits", "rotated_0", 1))} == {probes[1]}
     pair = TaskName("digits", "rotated_0", 1, ("rotated_15",))
     assert made.start(pair).task == TaskName("digits", "rotated_0", 0 if shared else 1, ("rotated_15",))
+
+
+@pytest.mark.parametrize("dataset", ["ColoredMNIST", "RotatedMNIST"])
+def test_digits_that_a_data_seed_deals_anew_get_a_probe_for_each_under_the_reference(members, dataset):
+    made = members(
+        f"datasets=[{{dataset='{dataset}', seeds=[0, 1]}}]", "protocol='reference'", "shared_probe=false"
+    )
+    probes = [made.start(TaskName(dataset, "a", seed)) for seed in (0, 1)]
+    assert [probe.task for probe in probes] == [TaskName(dataset, "a", 0), TaskName(dataset, "a", 1)]
+    assert [probe.theta for probe in probes] == [Pretrained(dataset)] * 2
 
 
 def test_every_family_has_as_many_members_as_runs(members):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mirepoix.domainbed import forecast, make_plan
-from mirepoix.domainbed._nodes import trainings
+from mirepoix.domainbed._nodes import Pretrained, trainings
 from mirepoix.types import InputError
 from tests.domainbed.conftest import listed
 
@@ -19,16 +19,19 @@ def kinds(plan):
     return found
 
 
-def test_the_number_of_trainings_is_that_of_distinct_runs(make_bench):
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_number_of_trainings_is_that_of_distinct_runs(make_bench, shared):
+    average = "diwa_dagger" if shared else "fine_tuning"  # a dagger needs one head for all data seeds
     rows = [
-        *("mean_member", "wise", "diwa", "diwa_greedy", "diwa_dagger", "moving_average", "swad_ensemble"),
+        *("mean_member", "wise", "diwa", "diwa_greedy", average, "moving_average", "swad_ensemble"),
         *("ratatouille", "robust_ratatouille", "fusing", "sequential_inter_training"),
         *("sam", "sam_moving_average", "diverse_objectives"),
     ]
-    plan = make_plan(make_bench(SEEDS, "runs=6", f"strategies={listed(rows)}"))
+    changes = ("runs=6", f"strategies={listed(rows)}", f"shared_probe={str(shared).lower()}")
+    plan = make_plan(make_bench(SEEDS, *changes))
     splits, runs, tasks, of_task = 4, 6, 2, 2
+    probes, count = (2, 154) if shared else (4, 156)  # one for each target, or for each target and data seed
     each = {
-        "probe": 1,
         "fine-tuning": runs,  # of seven rows, and all that is averaged along it
         "inter-training": runs - 2,  # runs 0 and 3 begin at theta_pt
         "robust": runs - 2,
@@ -41,12 +44,13 @@ def test_the_number_of_trainings_is_that_of_distinct_runs(make_bench):
         1 + of_task
     )  # once for all targets and seeds; robust ones are averages along the same
     chains = 2  # of two orders and two runs, h mod 2 takes each with one run only
-    assert len(plan.trainings) == splits * sum(each.values()) + auxiliary + chains == 156
-    assert len({planned.node for planned in plan.trainings}) == len({p.label for p in plan.trainings}) == 156
+    assert len(plan.trainings) == probes + splits * sum(each.values()) + auxiliary + chains == count
+    assert len({planned.node for planned in plan.trainings}) == count
+    assert len({planned.label for planned in plan.trainings}) == count
     assert plan.asked == splits * runs * len(rows)
     assert len(plan.splits) == splits
     assert kinds(plan) == {
-        "linear probe": splits + tasks,
+        "linear probe": probes + tasks,
         "fine-tuning": splits * runs,
         "auxiliary": tasks * of_task + chains,
         "inter-training": splits * 4,
@@ -58,15 +62,19 @@ def test_the_number_of_trainings_is_that_of_distinct_runs(make_bench):
     }
 
 
-def test_every_training_comes_after_those_it_needs_and_measuring_needs_all_of_its_rows(make_bench):
-    plan = make_plan(make_bench(SEEDS, "strategies=['ratatouille', 'sequential_inter_training', 'fusing']"))
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_training_comes_after_those_it_needs_and_measuring_needs_all_of_its_rows(make_bench, shared):
+    rows = "strategies=['ratatouille', 'sequential_inter_training', 'fusing']"
+    plan = make_plan(make_bench(SEEDS, rows, f"shared_probe={str(shared).lower()}"))
     for place, planned in enumerate(plan.trainings):
         assert all(need < place for need in planned.needs)
         assert {plan.trainings[need].node for need in planned.needs} == set(trainings(planned.node.theta))
     for split in plan.splits:
         needed = [plan.trainings[need].node for need in split.needs]
         own = [node for node in needed if node.task.target == split.target]
-        assert {node.task.data_seed for node in own} == {split.data_seed}
+        (probe,) = (node for node in own if node.theta == Pretrained("digits"))
+        assert probe.task.data_seed == (0 if shared else split.data_seed)
+        assert {node.task.data_seed for node in own if node != probe} == {split.data_seed}
         assert len(own) == 1 + 1 + 2 + 3 + 3  # probe, from theta_pt, ratatouille, sequential, fusing
         assert {node.task.dataset for node in needed} == {"digits", "digits-inverted", "digits-sloped"}
 
@@ -80,18 +88,25 @@ def test_rows_of_one_family_add_nothing(make_bench):
     assert (few.asked, many.asked) == (6, 36)
 
 
-@pytest.mark.parametrize(("protocol", "probes"), [("corrected", 4), ("reference", 2)])
-def test_the_reference_trains_one_probe_for_all_data_seeds(make_bench, protocol, probes):
-    plan = make_plan(make_bench(SEEDS, f"protocol='{protocol}'"))
+@pytest.mark.parametrize(
+    ("protocol", "shared", "probes"),
+    [("corrected", False, 4), ("corrected", True, 2), ("reference", False, 2), ("reference", True, 2)],
+)
+def test_a_shared_probe_and_the_reference_train_one_for_all_data_seeds(make_bench, protocol, shared, probes):
+    plan = make_plan(make_bench(SEEDS, f"protocol='{protocol}'", f"shared_probe={str(shared).lower()}"))
     assert kinds(plan) == {"linear probe": probes, "fine-tuning": 12}
 
 
-@pytest.mark.parametrize(("protocol", "probes"), [("corrected", 2), ("reference", 1)])
-def test_leaving_one_out_trains_each_pair_once_for_both_targets(make_bench, protocol, probes):
+@pytest.mark.parametrize(
+    ("protocol", "shared", "probes"),
+    [("corrected", False, 2), ("corrected", True, 1), ("reference", False, 1)],
+)
+def test_leaving_one_out_trains_each_pair_once_for_both_targets(make_bench, protocol, shared, probes):
     plan = make_plan(
         make_bench(
             SEEDS,
             f"protocol='{protocol}'",
+            f"shared_probe={str(shared).lower()}",
             "selection=['leave-one-out', 'oracle']",
             "strategies=['sam', 'ensemble']",
         )
@@ -175,4 +190,4 @@ def test_auxiliary_tasks_are_trained_on_once_for_all_datasets(make_bench):
 def test_what_a_row_needs_is_in_the_plan_of_each_of_its_splits(make_bench, row):
     plan = make_plan(make_bench(SEEDS, f"strategies=['{row}']"))
     assert [len(split.needs) for split in plan.splits] == [4] * 4
-    assert len(plan.trainings) == 16
+    assert len(plan.trainings) == 2 + 4 * 3  # a probe for each target, runs for each split too

@@ -47,7 +47,7 @@ def test_names_mean_what_the_papers_say(name, family, combine):
 def test_a_row_says_its_equation():
     assert Row.of("diwa").equation == "1/M sum_i Train(theta_pt, D; c_i)"
     assert Row.of("ratatouille").equation == "1/M sum_i Train(Train(theta_pt, A_i), D; c_i)"
-    assert Row.of("wise").equation == "(1 - lambda) best_i Train(theta_pt, D; c_i) + lambda theta_pt"
+    assert Row.of("wise").equation == "(1 - lambda) best_i Train(theta_pt, D; c_i) + lambda (its start)"
     assert Row.of("swad").equation == "best_i mean_(t in valley) theta_t along Train(theta_pt, D; c_i)"
 
 

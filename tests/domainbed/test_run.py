@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import collections
 import pickle
+import re
 
 import pytest
 import torch
 
 from mirepoix.cluster import Inline, LocalPool
-from mirepoix.domainbed import Workbench, make_plan, measure, run_plan
+from mirepoix.domainbed import Workbench, _run, make_plan, measure, run_plan
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import TaskName
-from mirepoix.domainbed._run import _workbench
+from mirepoix.domainbed._run import _workbench, train_one
+from mirepoix.types import InputError
 from tests.domainbed.conftest import TABLE, carry, listed
 
+INVERTED = "digits-inverted, data seed 0"
 ONE = "datasets=[{dataset='digits', size=12, targets=['rotated_0']}]"
 SHORT = (ONE, "run.steps=3", "probe.steps=2", "runs=2", "auxiliary_runs=1", "frozen_steps=1")
 
@@ -22,16 +25,17 @@ def folders(bench, kind="weights"):
 
 
 def test_every_distinct_run_is_trained_once_and_no_other(table):
-    # per split: probe, 3 of DiWA, 2 of inter-training, 2 of the robust form, 3 of fusing; per task: probe and 2 runs
-    assert len(table.plan.trainings) == 4 * (1 + 3 + 2 + 2 + 3) + 2 * (1 + 2)
-    assert table.sweep.trained == len(table.plan.trainings) == 50
+    # per target: probe; per split: 3 of DiWA, 2 of inter-training, 2 of the robust form, 3 of fusing;
+    # per task: probe and 2 runs
+    assert len(table.plan.trainings) == 2 + 4 * (3 + 2 + 2 + 3) + 2 * (1 + 2)
+    assert table.sweep.trained == len(table.plan.trainings) == 48
     assert (table.sweep.diverged, table.sweep.failed) == ([], {})
     keys = [table.bench.key(planned.node) for planned in table.plan.trainings]
     made = collections.Counter([*table.bench.store.made, *table.worker.store.made])
     assert set(made.values()) == {1}
-    assert len(set(keys)) == 50
+    assert len(set(keys)) == 48
     assert set(keys) <= set(made)
-    assert len(folders(table.bench)) == 50 + 1  # the pre-training
+    assert len(folders(table.bench)) == 48 + 1  # the pre-training
 
 
 def test_all_cells_are_there(table):
@@ -48,7 +52,7 @@ def test_a_second_time_nothing_is_trained_and_nothing_changes(table):
     before = folders(table.bench), folders(table.bench, "predictions")
     again = carry(pickle.loads(pickle.dumps(table.bench)))
     assert again.plan.waiting() == []
-    assert again.plan.to_dict()["stored"] == 50
+    assert again.plan.to_dict()["stored"] == 48
     assert again.sweep.trained == 0
     assert again.sweep.cells == table.sweep.cells
     assert measure(again.bench, again.plan) == table.sweep.cells
@@ -185,12 +189,124 @@ def test_a_failure_is_told_and_the_rest_goes_on(make_bench, tmp_path, monkeypatc
     with Inline() as engine:
         sweep = run_plan(bench, plan, engine)
     assert sweep.trained == 2
-    (training, measuring) = sweep.failed
+    (training,) = sweep.failed  # measuring is carried out all the same
     assert training == "digits without rotated_0, data seed 0: fine-tuning, run 1"
     assert "no space left" in sweep.failed[training]
-    assert measuring.startswith("measure digits without rotated_0")
     assert [cell.missing for cell in sweep.cells] == ["1 of 2 runs are not trained yet"]
     assert worker.store.path == bench.store.path
+
+
+def test_what_a_failure_leaves_is_measured_on_the_engine_and_what_it_stops_is_named(
+    make_bench, tmp_path, monkeypatch
+):
+    seeds = "datasets=[{dataset='digits', size=12, targets=['rotated_0'], seeds=[0, 1]}]"
+    rows = "strategies=['diwa', 'ratatouille', 'diwa_dagger']"
+    bench = make_bench(*SHORT, seeds, rows, "figures=true", "subsets=1", store=tmp_path)
+    plan = make_plan(bench)
+    (broken,) = (each.node for each in plan.trainings if each.label == f"{INVERTED}: auxiliary run 0")
+    make = Workbench.make
+
+    def fail(self, node, **options):
+        if node == broken:
+            raise OSError("no space left")
+        return make(self, node, **options)
+
+    monkeypatch.setattr(Workbench, "make", fail)
+    submitted, events = [], []
+
+    class Watched(Inline):
+        def submit(self, function, /, *arguments):
+            submitted.append(function.__name__)
+            return super().submit(function, *arguments)
+
+    with Watched() as engine:
+        sweep = run_plan(bench, plan, engine, events.append)
+    first, second = (f"digits without rotated_0, data seed {seed}" for seed in (0, 1))
+    figures = f"figures of {first}"
+    assert set(sweep.failed) == {
+        f"{INVERTED}: auxiliary run 0",
+        *(f"{split}: inter-training, run 1" for split in (first, second)),
+        figures,
+    }
+    for skipped in (f"{first}: inter-training, run 1", figures):
+        assert sweep.failed[skipped].startswith(f"it needs '{INVERTED}: auxiliary run 0', which failed: ")
+    assert sweep.evidence == []
+    assert sweep.trained == len(plan.trainings) - 3
+    assert submitted.count("measure_split") == 2
+    assert submitted.count("measure_seeds") == 1
+    measured = [event.name for event in events if event.kind == "done" and event.name.startswith("measure ")]
+    assert sorted(measured) == [
+        f"measure digits without rotated_0, data seed {seed}" for seed in (0, 1, "all")
+    ]
+    missing = {(cell.row, cell.data_seed): cell.missing for cell in sweep.cells}
+    one = "1 of 2 runs are not trained yet"
+    assert missing == {
+        ("diwa", 0): None,
+        ("diwa", 1): None,
+        ("ratatouille", 0): one,
+        ("ratatouille", 1): one,
+        ("diwa_dagger", None): None,
+    }
+    assert sweep.cells == measure(bench, plan)
+
+
+def test_cells_whose_measuring_fails_say_why(make_bench, tmp_path, monkeypatch):
+    rows = ("diwa", "diwa_dagger", "ensemble")
+    bench = make_bench(
+        *SHORT,
+        f"strategies={listed(rows)}",
+        "selection=['training-domain', 'oracle']",
+        store=tmp_path,
+    )
+
+    def fail(*arguments):
+        raise RuntimeError("the worker has no memory left")
+
+    monkeypatch.setattr(_run, "cells_of_split", fail)
+    plan = make_plan(bench)
+    with Inline() as engine:
+        sweep = run_plan(bench, plan, engine)
+    why = "RuntimeError: the worker has no memory left"
+    assert sweep.failed == {"measure digits without rotated_0, data seed 0": why}
+    assert sweep.trained == 3
+    assert [(cell.row, cell.selection, cell.data_seed) for cell in sweep.cells] == [
+        (row, selection, None if row == "diwa_dagger" else 0)
+        for row in rows
+        for selection in ("training-domain", "oracle")
+    ]
+    for cell in sweep.cells:
+        assert (cell.dataset, cell.target) == ("digits", "rotated_0")
+        if cell.row == "diwa_dagger":
+            assert cell.missing is None
+            assert cell.whole is not None
+        else:
+            assert cell.missing == f"measuring failed: {why}"
+            assert (cell.whole, cell.part) == (None, None)
+
+
+def test_what_another_worker_made_meanwhile_is_found_and_not_counted(make_bench, tmp_path):
+    bench = make_bench(*SHORT, "strategies=['diwa']", store=tmp_path)
+    plan = make_plan(bench)
+    again = pickle.loads(pickle.dumps(bench))
+    for planned in plan.trainings[:2]:
+        again.make(planned.node)
+    with Inline() as engine:
+        sweep = run_plan(bench, plan, engine)
+    assert len(plan.waiting()) == 3
+    assert sweep.trained == 1
+    pickled = pickle.dumps(bench)
+    assert [train_one(pickled, planned.node) for planned in plan.trainings] == ["found"] * 3
+
+
+def test_a_start_that_is_not_in_the_store_of_a_worker_asks_for_one_store(make_bench, tmp_path):
+    bench = make_bench(*SHORT, "strategies=['diwa']", store=tmp_path)
+    member = Members(bench.benchmark).of("fine_tuning", TaskName("digits", "rotated_0"))[1]
+    place = re.escape(bench.store_place)
+    with pytest.raises(
+        InputError, match=rf"not in the store at {place} on this .*name it with --store"
+    ) as error:
+        train_one(pickle.dumps(bench), member)
+    assert str(error.value).startswith("digits without rotated_0, data seed 0: the weights it starts from")
 
 
 @pytest.mark.slow

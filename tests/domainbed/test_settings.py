@@ -1,7 +1,7 @@
 import pytest
 
-from mirepoix.domainbed import load_benchmark
-from mirepoix.recipe import builtin_recipes, load_recipe
+from mirepoix.domainbed import Benchmark, load_benchmark
+from mirepoix.recipe import builtin_recipes, load_recipe, validated
 from mirepoix.runs import Run
 from mirepoix.types import InputError
 
@@ -83,7 +83,7 @@ def test_a_mistake_names_the_key_what_was_expected_and_what_came(recipe_file, ch
         load(recipe_file, change)
 
 
-def test_names_stand_for_one_thing(recipe_file):
+def test_names_stand_for_one_thing(recipe_file, scratch_file):
     twice = "[{dataset='digits', size=12}, {dataset='digits', size=16}]"
     with pytest.raises(
         InputError, match="datasets: expected different names, got 'digits' twice; set `name`"
@@ -92,7 +92,7 @@ def test_names_stand_for_one_thing(recipe_file):
     with pytest.raises(InputError, match="auxiliaries: expected different names"):
         load(recipe_file, f"auxiliaries={twice}")
     named = "[{dataset='digits', size=12}, {dataset='digits', size=16, name='large digits'}]"
-    assert [table.label for table in load(recipe_file, f"datasets={named}").datasets] == [
+    assert [table.label for table in load(scratch_file, f"datasets={named}").datasets] == [
         "digits",
         "large digits",
     ]
@@ -190,6 +190,84 @@ def test_auxiliary_runs_are_those_of_the_target_but_for_their_tables(recipe_file
     assert alone.runs_on("digits-sloped") == alone.runs_on("digits")  # trial 0 of the same space
 
 
+SEEDS = "datasets=[{dataset='digits', size=12, seeds=[0, 1]}]"
+ALONE = ("shared_probe=false", "strategies=['diwa', 'ratatouille_dagger']")
+
+
+def test_members_averaged_over_data_seeds_must_begin_with_one_head(recipe_file):
+    needs = (
+        "strategies: 'ratatouille_dagger' averages members of all data seeds, which must begin with one head; "
+        "set shared_probe = true"
+    )
+    with pytest.raises(InputError, match=needs):
+        load(recipe_file, SEEDS, *ALONE)
+    with pytest.raises(InputError, match="'sam/dagger' averages members of all data seeds"):
+        load(recipe_file, SEEDS, "shared_probe=false", "strategies=['sam/dagger']")
+    for change in ("shared_probe=true", "shared_head=true", "protocol='reference'"):
+        assert load(recipe_file, SEEDS, *ALONE, change).rows()[1].combine == "dagger"
+    assert load(recipe_file, *ALONE).datasets[0].seeds == [0]  # nothing to average over
+    assert not load(recipe_file, SEEDS, "shared_probe=false").shared_probe  # nor without the row
+    values = {**load(recipe_file, SEEDS, *ALONE, "shared_probe=true").model_dump(), "shared_probe": False}
+    assert Benchmark.model_validate({**values, "probe": None}).probe is None
+    with pytest.raises(InputError, match=needs):
+        validated(Benchmark, values, recipe_file)
+
+
+def test_each_data_seed_has_its_own_probe_unless_the_recipe_says_so(recipe_file, tmp_path):
+    assert load(recipe_file).shared_probe
+    plain = tmp_path / "tiny.toml"
+    plain.write_text(recipe_file.read_text().replace("shared_probe = true\n", ""))
+    assert not load(plain).shared_probe
+
+
+@pytest.mark.parametrize("dataset", ["ColoredMNIST", "RotatedMNIST"])
+def test_what_is_made_of_all_data_seeds_has_seen_targets_that_a_data_seed_deals_anew(recipe_file, dataset):
+    two, one = (f"datasets=[{{dataset='{dataset}', seeds={seeds}}}]" for seeds in ([0, 1], [3]))
+    refused = f"{dataset}: each data seed deals its digits to the domains anew, .*one data seed"
+    dagger = "strategies=['diwa_dagger']"
+    for changes in (
+        ("shared_probe=true",),
+        ("shared_probe=true", dagger),
+        ("shared_probe=true", "protocol='reference'"),
+        ("shared_probe=false", "shared_head=true", dagger),
+        ("shared_probe=false", "protocol='reference'", dagger),
+    ):
+        with pytest.raises(InputError, match=refused):
+            load(recipe_file, two, *changes)
+        assert load(recipe_file, one, *changes).datasets[0].seeds == [3]
+    for protocol in ("corrected", "reference"):
+        found = load(recipe_file, two, "shared_probe=false", f"protocol='{protocol}'")
+        assert found.datasets[0].seeds == [0, 1]
+
+
+def test_the_error_about_digits_dealt_anew_calls_the_dataset_by_its_name(recipe_file):
+    tables = (
+        "{dataset='digits', size=12, seeds=[0, 1]}, {dataset='RotatedMNIST', name='turned', seeds=[0, 1]}"
+    )
+    with pytest.raises(InputError, match="turned: each data seed deals its digits"):
+        load(recipe_file, f"datasets=[{tables}]")
+
+
+def test_built_in_digits_with_one_pretraining_have_one_size(recipe_file, scratch_file):
+    refused = "the built-in digits share one pre-training, so all their tables need the same size"
+    datasets = "datasets=[{dataset='digits', size=12}, {dataset='digits-parity', size=16}]"
+    auxiliaries = "auxiliaries=[{dataset='digits-inverted', size=12}, {dataset='digits-sloped'}]"
+    for change in (datasets, auxiliaries):
+        with pytest.raises(InputError, match=refused):
+            load(recipe_file, change)
+        load(scratch_file, change)
+    # 16 is their size unless one is given
+    same = ("datasets=[{dataset='digits', size=16}]", "auxiliaries=[{dataset='digits-sloped'}]")
+    assert [table.size for table in load(recipe_file, *same).tables()] == [16, None]
+
+
+def test_auxiliary_tasks_are_sorted_by_label(recipe_file):
+    pool = "auxiliaries=[{dataset='digits-sloped', name='b', size=12}, {dataset='digits-inverted', name='c', size=12}"
+    found = load(recipe_file, f"{pool}, {{dataset='digits-parity', name='a', size=12}}]")
+    assert [each.label for each in found.auxiliaries] == ["b", "c", "a"]  # as written
+    assert [each.label for each in found.auxiliaries_for(found.datasets[0])] == ["a", "b", "c"]
+
+
 def test_a_dataset_and_an_auxiliary_task_can_have_runs_of_their_own(recipe_file):
     benchmark = load(
         recipe_file,
@@ -204,9 +282,9 @@ def test_a_dataset_and_an_auxiliary_task_can_have_runs_of_their_own(recipe_file)
     assert benchmark.base_run().steps == 8
     assert benchmark.probe_on("digits-parity").steps == 2
     assert benchmark.freeze_on("digits") == 5
-    for kind, others in (("datasets", ""), ("auxiliaries", ", {dataset='digits-parity'}")):
+    for kind, others in (("datasets", ""), ("auxiliaries", ", {dataset='digits-parity', size=12}")):
         name = "digits" if kind == "datasets" else "digits-sloped"
         with pytest.raises(
             InputError, match=rf"{kind}\.{name}\.run\.learning_rate: expected a positive number"
         ):
-            load(recipe_file, f"{kind}=[{{dataset='{name}', run={{learning_rate=-1.0}}}}{others}]")
+            load(recipe_file, f"{kind}=[{{dataset='{name}', size=12, run={{learning_rate=-1.0}}}}{others}]")

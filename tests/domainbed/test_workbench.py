@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from mirepoix.checkpoints import fingerprint
-from mirepoix.domainbed import NotMade
+from mirepoix.domainbed import NotMade, Workbench, _workbench, make_plan, measure
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import Pretrained, TaskName, Trained, WithHead, fused
 from mirepoix.objectives import CORAL, ERM, SAM
 from mirepoix.runs import Run
+from mirepoix.store import Store
 from mirepoix.types import InputError
+from tests.domainbed.conftest import carry
 
 TASK = TaskName("digits", "rotated_0")
 
@@ -75,10 +79,13 @@ def test_the_status_of_a_training_and_of_what_waits_for_it(make_bench, tmp_path)
     ]
     with pytest.raises(NotMade, match="digits-inverted, data seed 0: not trained yet") as absent:
         bench.make(node)
-    assert (absent.value.training, absent.value.diverged) == (auxiliary, False)
+    assert (absent.value.training, absent.value.diverged) == (auxiliary.theta, False)  # what comes first
     with pytest.raises(NotMade, match="digits without rotated_0, data seed 0: not trained yet"):
         bench.weights(node.theta.head)
     bench.make(auxiliary.theta)
+    with pytest.raises(NotMade, match="digits-inverted, data seed 0: not trained yet") as absent:
+        bench.make(node)
+    assert (absent.value.training, absent.value.diverged) == (auxiliary, False)
     assert [bench.status(each) for each in (node, auxiliary, auxiliary.theta)] == [
         "waiting",
         "missing",
@@ -144,10 +151,149 @@ def test_targets_are_those_named_or_all(make_bench):
 
 def test_images_below_the_data_folder_need_one(make_bench):
     bench = make_bench("auxiliaries=[{dataset='folder', path='pictures', name='mine'}]")
-    with pytest.raises(
-        InputError, match="mine: its images are in 'pictures' below the folder that --data names"
-    ):
+    needed = "the recipe's dataset is 'folder': name the folder of its images with --data DIR"
+    with pytest.raises(InputError, match=needed):
         bench.task("mine")
+
+
+def test_images_are_read_from_the_path_below_the_data_folder(make_bench, tmp_path):
+    for domain, red in (("day", 50), ("night", 200)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "pictures" / domain / label
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (8, 8), (red, number, 0)).save(folder / f"{number}.png")
+    table = "auxiliaries=[{dataset='folder', path='pictures', name='mine', size=8}]"
+    task = make_bench(table, data=tmp_path).task("mine")
+    assert task.domain_names == ("day", "night")
+    assert [len(domain) for domain in task.domains] == [4, 4]
+
+
+def test_a_damaged_file_is_not_made_and_measuring_trains_nothing(make_bench, tmp_path):
+    bench = make_bench("run.steps=2", "probe.steps=1", "strategies=['diwa']", store=tmp_path)
+    members = Members(bench.benchmark)
+    probe, node = members.start(TASK), members.of("fine_tuning", TASK)[1]
+    bench.make(probe)
+    file = bench.make(node).path
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = pickle.loads(pickle.dumps(bench))
+    with pytest.raises(NotMade, match="digits without rotated_0, data seed 0: not trained yet") as absent:
+        again.weights(node)
+    assert (absent.value.training, absent.value.diverged) == (node, False)
+    cells = measure(again, make_plan(again))
+    assert {cell.missing for cell in cells} == {"3 of 3 runs are not trained yet"}
+    assert again.store.made == []
+    assert file.read_bytes() != whole  # and it was left as it is
+    assert same(again.make(node), bench.weights(node))  # trained anew
+    assert again.store.made == [again.key(node)]
+
+
+# What is remembered
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The fingerprints that were computed."""
+    found = []
+
+    def count(theta):
+        found.append(fingerprint(theta))
+        return found[-1]
+
+    monkeypatch.setattr(_workbench, "fingerprint", count)
+    return found
+
+
+def test_a_second_plan_reads_no_weights(make_bench, tmp_path, counted, monkeypatch):
+    bench = make_bench("run.steps=2", "probe.steps=1", "strategies=['ratatouille', 'fusing']", store=tmp_path)
+    carry(bench)
+    notes = sorted((bench.cache / "fingerprints").iterdir())
+    computed = {note.read_text() for note in notes}
+    assert computed >= set(counted)
+    assert len(set(counted)) == len(counted) > 1  # each start once
+    first = make_plan(bench)
+    again, read, find = pickle.loads(pickle.dumps(bench)), [], Store.find
+    counted.clear()
+    monkeypatch.setattr(Store, "find", lambda store, kind, key: read.append(key) or find(store, kind, key))
+    plan = make_plan(again)
+    assert plan == first
+    assert plan.waiting() == []
+    assert counted == []
+    assert len(set(read)) == 1  # the pre-training
+    assert not set(read) & {again.key(planned.node) for planned in plan.trainings}
+
+
+def test_a_fingerprint_is_kept_under_what_it_is_made_of(make_bench, tmp_path, counted):
+    bench = make_bench("run.steps=2", "probe.steps=1", store=tmp_path)
+    members = Members(bench.benchmark)
+    probe, (one, other, _) = members.start(TASK), members.of("fine_tuning", TASK)
+    for node in (probe, one, other):
+        bench.make(node)
+    again = pickle.loads(pickle.dumps(bench))
+    nodes = [
+        *(probe, one, other, dataclasses.replace(one, run=one.run.with_(collect="last"))),
+        *(WithHead(one, probe), WithHead(one, other), WithHead(other, one)),
+        *(
+            fused([one, other], [0.5, 0.5]),
+            fused([one, other], [0.25, 0.75]),
+            fused([other, one], [0.25, 0.75]),
+        ),
+    ]
+    assert len({again._made_of(node) for node in nodes}) == len(nodes)
+    for node in nodes:
+        assert again.start_fingerprint(node) == fingerprint(bench.weights(node))
+        assert (again.cache / "fingerprints" / again._made_of(node)).read_text() == fingerprint(
+            bench.weights(node)
+        )
+    counted.clear()
+    third = pickle.loads(pickle.dumps(bench))
+    assert [third.start_fingerprint(node) for node in nodes] == [again.start_fingerprint(n) for n in nodes]
+    assert counted == []
+    note = third.cache / "fingerprints" / third._made_of(one)
+    note.write_text("cut off")  # by a full disk: it is made again
+    fourth = pickle.loads(pickle.dumps(bench))
+    assert fourth.start_fingerprint(one) == note.read_text() == fingerprint(bench.weights(one))
+    assert len(counted) == 1
+
+
+def test_while_a_plan_is_made_each_training_is_looked_at_once(make_bench, tmp_path, monkeypatch):
+    bench = make_bench("run.steps=2", "probe.steps=1", store=tmp_path)
+    probe = Members(bench.benchmark).start(TASK)
+    looked = []
+    look = Workbench._status
+    monkeypatch.setattr(Workbench, "_status", lambda self, node: looked.append(node) or look(self, node))
+    with bench.planning():
+        assert [bench.status(probe) for _ in range(3)] == ["missing"] * 3
+        bench.make(probe)
+        assert bench.status(probe) == "missing"  # as when the plan began
+    assert looked == [probe]
+    assert bench.status(probe) == "stored"
+    with pytest.raises(InputError, match="got 'rotated_80'"), bench.planning():  # a plan that is broken off
+        bench.split(TaskName("digits", "rotated_80"))
+    looked.clear()
+    assert [bench.status(probe) for _ in range(2)] == ["stored"] * 2
+    assert looked == [probe] * 2
+    looked.clear()
+    plan = make_plan(bench)
+    assert len(looked) == len(set(looked)) == len(plan.trainings)
+
+
+def test_networks_and_weights_are_let_go_of_and_found_again(table):
+    bench = pickle.loads(pickle.dumps(table.bench))
+    node = Members(bench.benchmark).of("fine_tuning", TASK)[0]
+    before, judge, start = bench.weights(node), bench.judge(TASK), bench.start("digits")
+    assert bench.weights(node) is before
+    assert bench.judge(TASK) is judge
+    split, key = bench.split(TASK), bench.start_fingerprint(node)
+    bench.forget()
+    assert {kind for kind, *_ in bench._known} == {"task", "split", "start", "fingerprint"}
+    assert bench.start("digits") is start
+    assert bench.split(TASK) is split
+    assert bench.start_fingerprint(node) == key
+    assert bench.weights(node) is not before
+    assert same(bench.weights(node), before)
+    assert bench.judge(TASK) is not judge
 
 
 def test_a_split_is_that_of_its_name(make_bench):

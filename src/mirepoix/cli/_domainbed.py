@@ -127,7 +127,9 @@ def run(
             "engine": engine.describe(),
         }
         written = _write(folder, bench, sweep, content, shlex.join(words))
-        _write_job(folder, bench, content, status="failed" if sweep.failed else "finished")
+        incomplete = any(cell.missing for cell in sweep.cells)
+        status = "failed" if sweep.failed else "incomplete" if incomplete else "finished"
+        _write_job(folder, bench, content, status=status)
     if as_json:
         typer.echo(json.dumps({**content, "cells": [c.to_dict() for c in sweep.cells]}, ensure_ascii=False))
     else:

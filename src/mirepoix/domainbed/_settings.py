@@ -165,7 +165,10 @@ class Benchmark(Experiment):
                 f"{dealt[0]}: each data seed deals its digits to the domains anew, so what is made of all data seeds "
                 "has seen the targets; leave out rows with a dagger and shared_probe, or take one data seed"
             )
-        sizes = {table.size for table in self.tables() if table.dataset.startswith("digits")}
+        from mirepoix.experiment import DIGITS_SIZE
+
+        digits = [table for table in self.tables() if table.dataset.startswith("digits")]
+        sizes = {table.size or DIGITS_SIZE for table in digits}
         if self.pretraining is not None and len(sizes) > 1:
             raise ValueError(
                 "the built-in digits share one pre-training, so all their tables need the same size"

@@ -197,8 +197,10 @@ class Workbench:
                 return self._once(("weights", node), lambda: self._stored(node))  # type: ignore[no-any-return]
 
     def _stored(self, node: Trained) -> Weights:
-        found = self.store.find("weights", self.key(node))
+        key = self.key(node)
+        found = self.store.find("weights", key)
         if found is None:
+            self.store.set_damaged_aside("weights", key)  # so that the next plan has it made again
             raise NotMade(node)
         weights, record = found
         if record["status"] == "diverged":
