@@ -527,15 +527,14 @@ def _error(values: Sequence[float]) -> float | None:
 def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float | None]:
     r"""The least-squares line, with the standard error :math:`\sqrt{\sum e^2 / (n - 2) / S_{xx}}` of its slope."""
     line: dict[str, float | None] = dict.fromkeys(("slope", "slope_error", "intercept", "r"))
-    if len(x) < 2 or np.ptp(x) == 0:
-        return line  # every slope fits
+    if len(x) < 3 or np.ptp(x) == 0:
+        return line  # a line through two points fits them, whatever they are
     dx, dy = x - x.mean(), y - y.mean()
     sxx, sxy, syy = float(dx @ dx), float(dx @ dy), float(dy @ dy)
     slope = sxy / sxx
     line |= {"slope": slope, "intercept": float(y.mean() - slope * x.mean())}
-    if len(x) > 2:
-        residuals = dy - slope * dx
-        line["slope_error"] = math.sqrt(float(residuals @ residuals) / (len(x) - 2) / sxx)
+    residuals = dy - slope * dx
+    line["slope_error"] = math.sqrt(float(residuals @ residuals) / (len(x) - 2) / sxx)
     if syy > 0:
         line["r"] = sxy / math.sqrt(sxx * syy)
     return line
