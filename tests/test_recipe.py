@@ -175,3 +175,15 @@ def test_a_mistake_in_any_kind_of_recipe_is_named(tmp_path, change, message):
     values, path = read_values(write(tmp_path, "[network]\nname = 'mnist_cnn'\n"), [change])
     with pytest.raises(InputError, match=message):
         validated(Experiment, values, path)
+
+
+def test_a_change_names_the_table_of_a_list(tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text('[[datasets]]\ndataset = "PACS"\n[[datasets]]\ndataset = "folder"\nname = "mine"\n')
+    values, _ = read_values(path, ["datasets.PACS.size=32", "datasets.mine.skip_unreadable=true"])
+    assert [table.get("size") for table in values["datasets"]] == [32, None]
+    assert values["datasets"][1]["skip_unreadable"] is True
+    with pytest.raises(InputError, match="expected the name of one table, got 'VLCS'"):
+        read_values(path, ["datasets.VLCS.size=32"])
+    with pytest.raises(InputError, match=r"several tables; name one, such as datasets\.NAME\.size"):
+        read_values(path, ["datasets.size=32"])

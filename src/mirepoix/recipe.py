@@ -308,7 +308,7 @@ def _find(recipe: str | Path | None) -> Path:
     )
 
 
-def _set(values: dict[str, Any], change: str) -> None:
+def _set(values: Any, change: str) -> None:
     """Apply one ``a.b=value`` to nested tables."""
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
@@ -319,9 +319,19 @@ def _set(values: dict[str, Any], change: str) -> None:
         value = text.strip()
     *tables, last = key.strip().split(".")
     for table in tables:
+        if isinstance(values, list):  # [[datasets]]: the table of this name
+            named = [entry for entry in values if table in (entry.get("name"), entry.get("dataset"))]
+            if len(named) != 1:
+                raise InputError(f"--set {change}: expected the name of one table, got {table!r}.")
+            values = named[0]
+            continue
         values = values.setdefault(table, {})
-        if not isinstance(values, dict):
+        if not isinstance(values, dict | list):
             raise InputError(f"--set {change}: {table!r} is a value and has no keys below it.")
+    if isinstance(values, list):
+        raise InputError(
+            f"--set {change}: there are several tables; name one, such as {'.'.join(tables)}.NAME.{last}."
+        )
     values[last] = value
 
 

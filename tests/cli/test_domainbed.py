@@ -335,10 +335,10 @@ def test_a_work_that_fails_is_code_1_and_the_others_go_on(swept):
     (failed,) = content["failed"]  # what it leaves is measured
     assert "inter-training, run 1" in failed
     assert "works failed or were skipped; the first: digits without rotated_0" in result.err
-    missing = [(c["row"], c["missing"]) for c in cells() if c["missing"]]
-    assert (
-        missing == [("ratatouille", "1 of 2 runs are not trained yet")] * 2
-    )  # one data seed, two selections
+    missing = [c for c in cells() if c["missing"]]
+    assert [c["row"] for c in missing] == ["ratatouille"] * 2  # one data seed, two selections
+    told = "1 of 2 runs are not trained yet; digits without rotated_0, data seed 1: inter-training, run 1 failed: "
+    assert all(c["missing"].startswith(told) for c in missing)
     assert json.loads(Path("out/job.json").read_text())["status"] == "failed"
     Path("out/store/weights", first).unlink()
     assert call(*RUN, "--out", "out").code == 0
@@ -494,6 +494,17 @@ def test_a_recipe_that_cannot_be_is_code_2(here, change, told):
     result = call("domainbed", "plan", "tiny.toml", "--out", "out", "--set", change)
     assert result.code == 2
     assert told in result.err
+
+
+def test_tasks_of_other_channels_are_code_2_before_anything_is_trained(here):
+    make_folder(here / "images/mine")
+    text = RECIPE.replace("[pretraining]\nsteps = 12\nlearning_rate = 3e-3\n", "")
+    make_recipe(here, text)
+    changes = ['datasets=[{dataset="folder", path="mine", name="animals", size=8}]', "network.scratch=true"]
+    words = [word for each in changes for word in ("--set", each)]
+    result = call("domainbed", "plan", "tiny.toml", "--data", "images", "--out", "out", *words)
+    assert result.code == 2
+    assert "images of animals have 3 channels and those of digits-" in result.err
 
 
 def test_an_unknown_dataset_is_code_2(here):

@@ -192,7 +192,11 @@ def test_a_failure_is_told_and_the_rest_goes_on(make_bench, tmp_path, monkeypatc
     (training,) = sweep.failed  # measuring is carried out all the same
     assert training == "digits without rotated_0, data seed 0: fine-tuning, run 1"
     assert "no space left" in sweep.failed[training]
-    assert [cell.missing for cell in sweep.cells] == ["1 of 2 runs are not trained yet"]
+    (cell,) = sweep.cells
+    assert cell.missing.startswith(
+        "1 of 2 runs are not trained yet; digits without rotated_0, data seed 0: fine-tuning"
+    )
+    assert cell.missing.endswith("run 1 failed: OSError: no space left")
     assert worker.store.path == bench.store.path
 
 
@@ -239,7 +243,8 @@ def test_what_a_failure_leaves_is_measured_on_the_engine_and_what_it_stops_is_na
         f"measure digits without rotated_0, data seed {seed}" for seed in (0, 1, "all")
     ]
     missing = {(cell.row, cell.data_seed): cell.missing for cell in sweep.cells}
-    one = "1 of 2 runs are not trained yet"
+    why = f"{INVERTED}: auxiliary run 0 failed: OSError: no space left"
+    one = f"1 of 2 runs are not trained yet; {why}"
     assert missing == {
         ("diwa", 0): None,
         ("diwa", 1): None,
@@ -247,7 +252,7 @@ def test_what_a_failure_leaves_is_measured_on_the_engine_and_what_it_stops_is_na
         ("ratatouille", 1): one,
         ("diwa_dagger", None): None,
     }
-    assert sweep.cells == measure(bench, plan)
+    assert [cell.whole for cell in sweep.cells] == [cell.whole for cell in measure(bench, plan)]
 
 
 def test_cells_whose_measuring_fails_say_why(make_bench, tmp_path, monkeypatch):

@@ -288,3 +288,14 @@ def test_a_dataset_and_an_auxiliary_task_can_have_runs_of_their_own(recipe_file)
             InputError, match=rf"{kind}\.{name}\.run\.learning_rate: expected a positive number"
         ):
             load(recipe_file, f"{kind}=[{{dataset='{name}', size=12, run={{learning_rate=-1.0}}}}{others}]")
+
+
+def test_an_average_that_would_be_the_last_weights_is_refused(recipe_file):
+    with pytest.raises(
+        InputError, match="'moving_average' averages from update 9 on, but a run on digits has 8 steps"
+    ):
+        load(recipe_file, "strategies=['moving_average']", "run.average_from=9")
+    assert load(recipe_file, "strategies=['diwa']", "run.average_from=9")  # nobody asks for it
+    with pytest.raises(InputError, match=r"looks for 6 checks in a row .*, but a run on digits has 5"):
+        load(recipe_file, "strategies=['swad']", "run.swad_start_patience=6")
+    assert load(recipe_file, "strategies=['swad']", "run.swad_start_patience=5")

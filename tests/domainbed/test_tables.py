@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from mirepoix.domainbed._cells import Cell
-from mirepoix.domainbed._tables import tables, trace
+from mirepoix.domainbed._tables import comparisons, tables, trace
 from mirepoix.types import InputError
 
 
@@ -277,3 +277,25 @@ def test_what_is_no_table_is_refused():
         tables(CELLS, "html", protocol="p")
     with pytest.raises(InputError, match="expected at least one cell, got none"):
         tables([], protocol="p")
+
+
+def test_rows_are_compared_with_a_baseline_on_the_same_splits():
+    cells = [
+        *(cell("fine_tuning", t, s, 0.5 + s / 10) for t in ("art", "sketch") for s in (0, 1)),
+        # Gains 4, 2 in seed 0 and 0, -2 in seed 1: means 3 and -1, so 1.0 with a population deviation of 2 over root 2.
+        *(cell("diwa", t, s, 0.5 + s / 10 + g) for t, s, g in GAINS),
+        *(cell("dagger", t, None, 0.9) for t in ("art", "sketch")),
+    ]
+    (table,) = comparisons(cells)
+    assert [line[:3] for line in table.lines] == [
+        ("FINE_TUNING", "–", "–"),
+        ("DIWA", "+1.0 ± 1.4", "2 of 4"),
+        ("DAGGER", "–", "–"),
+    ]
+    assert "against FINE_TUNING" in table.title
+    one_seed = [each for each in cells if each.data_seed == 0]
+    assert comparisons(one_seed)[0].lines[1][1:3] == ("+3.0", "2 of 2")
+    assert comparisons(cells[4:]) == []  # no baseline, no comparison
+
+
+GAINS = [("art", 0, 0.04), ("sketch", 0, 0.02), ("art", 1, 0.0), ("sketch", 1, -0.02)]

@@ -184,7 +184,9 @@ def test_a_damaged_file_is_not_made_and_measuring_trains_nothing(make_bench, tmp
     cells = measure(again, make_plan(again))
     assert {cell.missing for cell in cells} == {"3 of 3 runs are not trained yet"}
     assert again.store.made == []
-    assert file.read_bytes() != whole  # and it was left as it is
+    assert not file.exists()  # it was set aside, so that the next plan has it made
+    assert len(list((tmp_path / "damaged").iterdir())) == 1
+    assert again.status(node) == "missing"
     assert same(again.make(node), bench.weights(node))  # trained anew
     assert again.store.made == [again.key(node)]
 

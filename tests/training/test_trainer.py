@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.tiny import tiny_network, tiny_task
 from torch import nn
 
 from mirepoix.checkpoints import fingerprint
@@ -19,6 +18,7 @@ from mirepoix.seeds import seed_hash
 from mirepoix.store import key_of
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import Diverged, InputError
+from tests.tiny import tiny_network, tiny_task
 
 RUN = Run(seed=3, steps=12, learning_rate=3e-3, batch_size=4, check_every=5, average_from=4, dropout=0.3)
 

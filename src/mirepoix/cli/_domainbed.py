@@ -135,6 +135,9 @@ def run(
     else:
         typer.echo(written)
         typer.echo(f"Report: {folder / 'report.html'}")
+    if not sweep.failed and not any(cell.missing is None for cell in sweep.cells):
+        typer.echo("mirepoix: no row has a number; the reasons stand below the table.", err=True)
+        raise typer.Exit(1)
     if sweep.failed:
         first, reason = next(iter(sweep.failed.items()))
         typer.echo(
@@ -175,14 +178,22 @@ def trace(
     dataset: Annotated[str | None, typer.Option(help="The dataset, where there are several.")] = None,
 ) -> None:
     """Say what a cell of the table was computed from: what was chosen, and the records in the store."""
+    from mirepoix.checkpoints import read_json
     from mirepoix.domainbed import read_cells
     from mirepoix.domainbed import trace as traced
+
+    if folder.suffix == ".toml":
+        raise InputError(f"{folder}: expected the folder of the results, got a recipe; name what --out was.")
 
     cells = read_cells(folder / "cells.json" if folder.is_dir() else folder)
     names = list(dict.fromkeys(cell.dataset for cell in cells))
     if dataset is None and len(names) != 1:
         raise InputError(f"--dataset: expected one of {', '.join(names)}, got none.")
     typer.echo(traced(cells, dataset or names[0], row, target))
+    job = folder / "job.json"
+    if job.is_file():
+        place = read_json(job).get("store")
+        typer.echo(f"The sources are folders, with a record.json each, in the store {place}.", err=True)
 
 
 MEASURES: tuple[Literal["whole", "part"], ...] = ("whole", "part")
@@ -263,8 +274,8 @@ def _announce(bench: Workbench, *, workers: int, details: bool = True) -> tuple[
         expected = forecast(bench, made, bar.stage)
     content = made.to_dict()
     content["forecast"] = {
-        "hours": round(expected.seconds / workers / 3600, 2),
-        "gigabytes": round(expected.bytes / 1e9, 2),
+        "hours": round(expected.seconds / workers / 3600, 4),
+        "gigabytes": round(expected.bytes / 1e9, 4),
         "workers": workers,
         "origin": expected.origin,
     }
@@ -275,8 +286,8 @@ def _announce(bench: Workbench, *, workers: int, details: bool = True) -> tuple[
     ]
     if content["to_train"]:
         lines.append(
-            f"Forecast: {_duration(expected.seconds / workers)} with {workers} at a time (from {expected.origin}), "
-            f"{expected.bytes / 1e9:.2g} GB of disk."
+            f"Forecast of the trainings: {_duration(expected.seconds / workers)} with {workers} at a time (from "
+            f"{expected.origin}), {expected.bytes / 1e9:.2g} GB of disk. Measuring and figures come on top."
         )
     if details:
         by_task: dict[str, list[str]] = {}
@@ -323,7 +334,7 @@ def _write_job(folder: Path, bench: Workbench, content: dict[str, Any], *, statu
             "status": status,
             "mirepoix": __version__,
             "recipe": bench.benchmark.model_dump(mode="json", exclude_none=True),
-            "store": bench.store_place if "://" in bench.store_place else None,
+            "store": bench.store_place,
             "counts": {key: value for key, value in content.items() if key != "list"},
             "environment": environment(),
         },
@@ -336,7 +347,7 @@ def _write(folder: Path, bench: Workbench, sweep: Sweep, content: dict[str, Any]
 
     from mirepoix import __version__
     from mirepoix.checkpoints import write_atomically
-    from mirepoix.domainbed import printed_tables, tables, write_cells
+    from mirepoix.domainbed import comparisons, printed_tables, tables, write_cells
     from mirepoix.report import write_benchmark_report
     from mirepoix.store import environment
 
@@ -359,12 +370,20 @@ def _write(folder: Path, bench: Workbench, sweep: Sweep, content: dict[str, Any]
         "auxiliaries": [table.label for table in benchmark.auxiliaries],
         "tables": [
             dataclasses.asdict(table)
-            for measure in MEASURES
-            for table in printed_tables(cells, measure, protocol)
+            for table in (
+                *printed_tables(cells, "whole", protocol),
+                *comparisons(cells),
+                *printed_tables(cells, "part", protocol),
+            )
         ],
         "evidence": sweep.evidence,
         "rows": [{"key": r.key, "label": r.label, "equation": r.equation} for r in benchmark.rows()],
         "plan": content,
+        "cautions": [
+            {"level": "note", "text": f"{table.label}: {note}."}
+            for table in benchmark.tables()
+            for note in bench.task(table.label, table.seeds[0]).notes
+        ],
         "seconds": content["seconds"],
         "diverged": sweep.diverged,
         "failed": sweep.failed,

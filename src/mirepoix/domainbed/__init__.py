@@ -32,7 +32,7 @@ from mirepoix.domainbed._selection import (
     oracle,
 )
 from mirepoix.domainbed._settings import Benchmark, load_benchmark
-from mirepoix.domainbed._tables import printed_tables, tables, trace
+from mirepoix.domainbed._tables import comparisons, printed_tables, tables, trace
 from mirepoix.domainbed._workbench import NotMade, Workbench
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "average_over_targets",
     "by_leaving_one_out",
     "by_training_domains",
+    "comparisons",
     "forecast",
     "gain_against_diversity",
     "interpolation_curve",

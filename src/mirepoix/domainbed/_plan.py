@@ -112,6 +112,7 @@ def _make_plan(bench: Workbench) -> Plan:
                     needed[task].append(training)
         splits += list(needed.items())
     _check_leakage(bench)
+    _check_channels(bench)
     _tell_apart(found)
     order = {node: i for i, node in enumerate(found)}
     planned = tuple(
@@ -193,6 +194,21 @@ def _check_leakage(bench: Workbench) -> None:
                     f"auxiliaries: {name!r} is the same images as the dataset {table.label!r}, so its runs would have "
                     "seen the target. Leave it out, or give it the dataset's name and folder."
                 )
+
+
+def _check_channels(bench: Workbench) -> None:
+    """All tasks share one network."""
+    first, *others = bench.benchmark.tables()
+    if not bench.benchmark.auxiliaries:
+        return
+    expected = bench.task(first.label, first.seeds[0]).domains[0].images.shape[0]
+    for table in others:
+        channels = bench.task(table.label, table.seeds[0]).domains[0].images.shape[0]
+        if channels != expected:
+            raise InputError(
+                f"all tasks share one network, but images of {first.label} have {expected} channels and those of "
+                f"{table.label} {channels}; the MNIST variants take channels = 3."
+            )
 
 
 @dataclass(frozen=True)

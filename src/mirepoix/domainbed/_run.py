@@ -144,7 +144,7 @@ def run_plan(
     sweep.trained = sum(results[label].value == "stored" for label in left)
     sweep.diverged = [each.label for each in plan.waiting() if results[each.label].value == "diverged"]
     sweep.failed = {name: done.message for name, done in results.items() if done.status != "done"}
-    sweep.cells = _cells(bench, plan, results)
+    sweep.cells = _explained(_cells(bench, plan, results), plan, sweep.failed)
     sweep.evidence = [results[work.name].value for work in figures if results[work.name].status == "done"]
     return sweep
 
@@ -209,6 +209,21 @@ def _cells(bench: Workbench, plan: Plan, results: Mapping[str, Done]) -> list[Ce
         take(place, None, partial(cells_of_seeds, bench, *place, rows))
     order = {row.key: i for i, row in enumerate(rows)}
     return sorted(found, key=lambda cell: (order[cell.row],))
+
+
+def _explained(cells: Sequence[Cell], plan: Plan, failed: Mapping[str, str]) -> list[Cell]:
+    """Cells that lack a number because a training failed, with its message."""
+    why: dict[tuple[str, str], str] = {}
+    for split in plan.splits:
+        for label in (plan.trainings[i].label for i in split.needs):
+            if label in failed and "which failed" not in failed[label]:
+                why.setdefault((split.dataset, split.target), f"{label} failed: {failed[label]}")
+    return [
+        replace(cell, missing=f"{cell.missing}; {why[cell.dataset, cell.target]}")
+        if cell.missing and (cell.dataset, cell.target) in why
+        else cell
+        for cell in cells
+    ]
 
 
 def _without_numbers(bench: Workbench, place: tuple[str, str], seed: int | None, why: str) -> list[Cell]:

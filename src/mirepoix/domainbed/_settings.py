@@ -248,6 +248,26 @@ class Benchmark(Experiment):
             for table in tables:
                 blame(f"{kind}.{table.label}.run", partial(self.base_run_on, table.label))
                 blame("probe", partial(self.probe_on, table.label))
+        for row, dataset in itertools.product(self.rows(), self.datasets):
+            self._check_along(row, dataset.label)
+        for auxiliary in self.auxiliaries:
+            if any(row.family == "robust" for row in self.rows()):
+                self._check_along(Row.of("moving_average"), auxiliary.label)
+
+    def _check_along(self, row: Row, label: str) -> None:
+        """Refuse an average along a run that would be the last weights and nothing else."""
+        run, collect = self.base_run_on(label), FAMILIES[row.family].collect
+        if collect == "moving_average" and run.average_from > run.steps:
+            raise InputError(
+                f"run.average_from: {row.key!r} averages from update {run.average_from} on, but a run on {label} has "
+                f"{run.steps} steps, so it would be the last weights alone; set a smaller average_from."
+            )
+        checks = 1 + -(-(run.steps - 1) // run.check_every)
+        if collect.startswith("swad") and checks < run.swad_start_patience:
+            raise InputError(
+                f"run.check_every: {row.key!r} looks for {run.swad_start_patience} checks in a row "
+                f"(swad_start_patience), but a run on {label} has {checks}; check more often."
+            )
 
 
 NEEDS_AUXILIARIES = {name for name, family in FAMILIES.items() if family.auxiliaries}

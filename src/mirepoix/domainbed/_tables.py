@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -27,7 +28,7 @@ from mirepoix.domainbed._cells import (
 from mirepoix.domainbed._selection import METHODS, Method
 from mirepoix.types import InputError
 
-__all__ = ["Format", "PrintedTable", "printed_tables", "tables", "trace"]
+__all__ = ["Format", "PrintedTable", "comparisons", "printed_tables", "tables", "trace"]
 
 Format: TypeAlias = Literal["markdown", "csv", "latex"]
 
@@ -111,6 +112,64 @@ def printed_tables(cells: Sequence[Cell], measure: Measure, protocol: str) -> li
             title = f"Averages, {_SELECTIONS[selection]}"
             made.append(_table(title, caption, here, average_over_datasets(here), _dataset))
     return made
+
+
+def comparisons(cells: Sequence[Cell], baseline: str = "fine_tuning") -> list[PrintedTable]:
+    """Each row against a baseline on the same splits, with what it costs; one table per selection and dataset.
+
+    The difference of accuracies on the whole target is taken on each target and data seed, averaged over targets
+    within each data seed, and printed as mean and standard error over data seeds, in points. Rows share splits and
+    most of their members, so differences are known better than the numbers they are taken of. A row that lacks a
+    number, or is made of all data seeds, has no difference.
+
+    Args:
+        cells: As for `tables`.
+        baseline: Key of the row to compare with; where it is missing there is no table.
+    """
+    made = []
+    for dataset, selection in dict.fromkeys((cell.dataset, cell.selection) for cell in cells):
+        own = [cell for cell in cells if (cell.dataset, cell.selection) == (dataset, selection)]
+        base = {(c.target, c.data_seed): c.whole for c in own if c.row == baseline}
+        if not base or None in base.values():
+            continue
+        lines = []
+        for row in dict.fromkeys(cell.row for cell in own):
+            lines.append(_compared([cell for cell in own if cell.row == row], base, baseline))
+        label = next(cell.label for cell in own if cell.row == baseline)
+        made.append(
+            PrintedTable(
+                f"{dataset}, {_SELECTIONS[selection]}, against {label}",
+                f"Difference from {label} on the same targets and data seeds, in points of accuracy on all images "
+                "of the target; ID accuracy in percent. A difference within two errors of 0 is none.",
+                ("Row", "Difference", "Better on", "ID accuracy", "Members", "Forwards"),
+                tuple(lines),
+                (),
+            )
+        )
+    return made
+
+
+def _compared(
+    cells: Sequence[Cell], base: Mapping[tuple[str, int | None], float | None], baseline: str
+) -> tuple[str, ...]:
+    gains: dict[int | None, list[float]] = {}
+    for cell in cells:
+        reference = base.get((cell.target, cell.data_seed))
+        if cell.whole is not None and reference is not None:
+            gains.setdefault(cell.data_seed, []).append(100 * (cell.whole - reference))
+    every = [gain for values in gains.values() for gain in values]
+    complete = len(every) == len(base) and cells[0].row != baseline
+    difference = better = _DASH
+    if complete:
+        means = [math.fsum(values) / len(values) for values in gains.values()]
+        mean = math.fsum(means) / len(means)
+        error = math.sqrt(math.fsum((value - mean) ** 2 for value in means)) / len(means)
+        difference = f"{mean:+.1f}" + (f" ± {error:.1f}" if len(means) > 1 else "")
+        better = f"{sum(gain > 0 for gain in every)} of {len(every)}"
+    known = [cell.id_accuracy for cell in cells if cell.id_accuracy is not None]
+    accuracy = f"{100 * math.fsum(known) / len(known):.1f}" if len(known) == len(cells) else _DASH
+    members, cost = max(cell.members for cell in cells), max(cell.inference_cost for cell in cells)
+    return (cells[0].label, difference, better, accuracy, str(members), str(cost))
 
 
 def _target(entry: Entry) -> str:
