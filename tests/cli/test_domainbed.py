@@ -595,3 +595,23 @@ def test_two_sweeps_do_not_share_a_folder(here):
         result = call(*RUN, "--out", "out")
     assert result.code == 2
     assert "another process is working in this folder" in result.err
+
+
+def test_a_store_behind_a_url_serves_another_machine(here):
+    url = (here / "bucket").as_uri()
+    words = (
+        "--set",
+        'strategies=["diwa"]',
+        "--set",
+        'selection=["training-domain"]',
+        "--store",
+        url,
+        "--json",
+    )
+    first = call(*RUN, "--out", "one", *words)
+    assert first.code == 0, first.err
+    assert json.loads(first.out)["trained_now"] > 0
+    second = call(*RUN, "--out", "two", *words)  # with a cache of its own
+    assert second.code == 0, second.err
+    assert json.loads(second.out)["trained_now"] == json.loads(second.out)["to_train"] == 0
+    assert Path("one/cells.json").read_bytes() == Path("two/cells.json").read_bytes()
