@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import subprocess
 from collections.abc import Iterator
@@ -59,3 +60,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this user may not mount a small file system")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(autouse=True)
+def the_same_print() -> Iterator[None]:
+    """Ray puts a `print` of its own into builtins; other tests want the real one."""
+    before = builtins.print
+    yield
+    builtins.print = before

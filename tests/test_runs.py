@@ -80,7 +80,7 @@ def test_drawn_values_are_plain_python():
         ("classifier_steps", 6000, "0 to 5001"),
         ("check_every", 0, "at least 1"),
         ("average_from", 0, "at least 1"),
-        ("collect", "first", "'best', 'last' or 'moving_average'"),
+        ("collect", "first", "one of best, last, moving_average"),
     ],
 )
 def test_every_field_is_validated(field, value, expected):

@@ -165,7 +165,6 @@ def test_without_keep_going_no_further_work_starts():
         (refuse, ("say it",), "say it"),
         (diverge, (7,), "the loss is nan at step 7"),
         (raise_unsendable, (), "one and two"),
-        (leave, (4,), "SystemExit: 4"),
         (add, ("text",), "TypeError: unsupported operand"),
     ],
 )
@@ -173,6 +172,11 @@ def test_a_failure_says_what_was_raised(function, arguments, message):
     done = run([Work("w", function, arguments)])["w"]
     assert done.status == "failed"
     assert message in done.message
+
+
+def test_leaving_in_this_process_leaves():
+    with pytest.raises(SystemExit, match="4"):
+        run([Work("w", leave, (4,)), Work("other", add, (1, 2))])
 
 
 def test_events_count_the_whole_sweep():

@@ -87,6 +87,8 @@ def test_an_idle_worker_that_was_killed_is_replaced(pool):
     for process in {future.result()[0] for future in futures}:  # all are idle now
         os.kill(process, signal.SIGKILL)
         assert wait_until(lambda process=process: not alive(process))
+    # A process with several threads is a zombie a moment before it can be waited for.
+    assert wait_until(lambda: not any(slot.process and slot.process.is_alive() for slot in pool._slots))
     assert pool.submit(calls.add, 1).result() == 1
 
 

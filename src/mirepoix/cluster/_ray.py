@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import logging
 import os
@@ -163,6 +164,7 @@ class RayCluster:
         return future
 
     def __enter__(self) -> Self:
+        self._print = builtins.print  # Ray puts one of its own in its place
         self._ray = ray = import_ray()
         self._ours = not ray.is_initialized()
         self._left.clear()
@@ -220,6 +222,7 @@ class RayCluster:
                 with quiet():
                     self._ray.shutdown()
             self._ray = self._task = None
+            builtins.print = self._print
 
     def _entered(self) -> Any:
         if self._ray is None:
