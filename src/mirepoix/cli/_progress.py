@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
@@ -29,17 +30,7 @@ class Bar:
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.live,
-        )
+        self.bar = _bar(self.console, SpinnerColumn())
         self.task = self.bar.add_task("starting", total=None, detail="")
         self.finished = 0  # steps of the stages before this one
         self.of_stage = 0
@@ -99,16 +90,7 @@ class SweepBar:
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
         self.running: dict[str, None] = {}
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.live,
-        )
+        self.bar = _bar(self.console)
         self.task = self.bar.add_task("sweep", total=None, detail="")
 
     def __enter__(self) -> SweepBar:
@@ -148,6 +130,21 @@ class SweepBar:
     def print(self, text: str) -> None:
         """A line above the bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bar(console: Console, *first: ProgressColumn) -> Progress:
+    """A line with a description, a bar, the time that remains and a detail; nothing where there is no terminal."""
+    return Progress(
+        *first,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 class _Lines(logging.Handler):

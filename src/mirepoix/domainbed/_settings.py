@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mirepoix.domainbed._rows import FAMILIES, Row
+from mirepoix.domainbed._selection import Method
 from mirepoix.recipe import (
     Count,
     Data,
@@ -26,9 +27,8 @@ from mirepoix.recipe import (
 from mirepoix.runs import COLLECTED, Run, sample_runs
 from mirepoix.types import InputError
 
-__all__ = ["Auxiliary", "Benchmark", "Dataset", "Protocol", "Selection", "load_benchmark"]
+__all__ = ["Auxiliary", "Benchmark", "Dataset", "Protocol", "load_benchmark"]
 
-Selection = Literal["training-domain", "leave-one-out", "oracle"]
 Protocol = Literal["corrected", "reference"]
 
 
@@ -70,7 +70,7 @@ class Benchmark(Experiment):
     """Runs of every family for each target and data seed: run 0 is the base configuration, the others are drawn."""
     strategies: Annotated[tuple[str, ...], Field(min_length=1)]
     """Rows of the table: names of strategies, or ``family/combine``."""
-    selection: Annotated[tuple[Selection, ...], Field(min_length=1)] = ("training-domain",)
+    selection: Annotated[tuple[Method, ...], Field(min_length=1)] = ("training-domain",)
     datasets: Annotated[tuple[Dataset, ...], Field(min_length=1)]
     auxiliaries: tuple[Auxiliary, ...] = ()
     auxiliary_runs: Count = 4
@@ -112,7 +112,7 @@ class Benchmark(Experiment):
 
     @field_validator("selection")
     @classmethod
-    def _each_method_once(cls, value: tuple[Selection, ...]) -> tuple[Selection, ...]:
+    def _each_method_once(cls, value: tuple[Method, ...]) -> tuple[Method, ...]:
         if len(set(value)) != len(value):
             raise ValueError("expected each selection once")
         return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class _Window:
         self.sum.load(state["sum"])
 
 
-class _Valley:
+class _Valley(ABC):
     """Makes segments, keeps the latest ones, and averages those that a subclass counts.
 
     ``_recent`` holds the segments that may still be needed; before the start, its last one is the latest.
@@ -182,13 +183,13 @@ class _Valley:
         assert self.threshold is not None
         return segment.loss > self.threshold
 
+    @abstractmethod
     def _close(self, segment: _Segment) -> None:
         """Take a new segment in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _remaining(self) -> list[_Segment]:
         """What to add to the segments counted if the training ends here."""
-        raise NotImplementedError
 
 
 class SWAD(_Valley):
