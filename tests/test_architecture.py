@@ -14,12 +14,12 @@ import mirepoix.merging
 PACKAGE = Path(mirepoix.__file__).parent
 
 LEVELS = [
-    {"types", "seeds", "lazy"},
+    {"types", "seeds", "lazy", "bootstrap"},
     {"weights", "checkpoints", "data", "models", "predictions"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
     {"training", "store", "remote_store", "recipe"},
     {"strategies", "selection", "metrics", "diversity", "scores", "landscape"},
-    {"cluster", "experiment", "report"},
+    {"cluster", "experiment", "evidence", "report"},
     {"domainbed"},
     {"cli", "__main__"},
 ]

@@ -11,13 +11,6 @@ from mirepoix.domainbed._cells import (
     write_cells,
 )
 from mirepoix.domainbed._evidence import look_into_split
-from mirepoix.domainbed._figures import (
-    accuracy_against_members,
-    accuracy_against_share,
-    accuracy_against_tasks,
-    gain_against_diversity,
-    interpolation_curve,
-)
 from mirepoix.domainbed._plan import Forecast, Plan, forecast, make_plan
 from mirepoix.domainbed._rows import COMBINES, FAMILIES, ROWS, Row
 from mirepoix.domainbed._run import Sweep, measure, run_plan
@@ -53,9 +46,6 @@ __all__ = [
     "Selected",
     "Sweep",
     "Workbench",
-    "accuracy_against_members",
-    "accuracy_against_share",
-    "accuracy_against_tasks",
     "aggregate",
     "average_over_datasets",
     "average_over_seeds",
@@ -64,8 +54,6 @@ __all__ = [
     "by_training_domains",
     "comparisons",
     "forecast",
-    "gain_against_diversity",
-    "interpolation_curve",
     "load_benchmark",
     "look_into_split",
     "make_plan",

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from mirepoix.checkpoints import fingerprint
-from mirepoix.domainbed._figures import (
+from mirepoix.domainbed._measure import Gathered, Measured, Member
+from mirepoix.domainbed._nodes import TaskName, Trained, WithHead
+from mirepoix.domainbed._rows import FAMILIES
+from mirepoix.domainbed._workbench import NotMade, Workbench
+from mirepoix.evidence import (
     accuracy_against_members,
     accuracy_against_share,
     accuracy_against_tasks,
     gain_against_diversity,
     interpolation_curve,
 )
-from mirepoix.domainbed._measure import Gathered, Measured, Member
-from mirepoix.domainbed._nodes import TaskName, Trained, WithHead
-from mirepoix.domainbed._rows import FAMILIES
-from mirepoix.domainbed._workbench import NotMade, Workbench
 from mirepoix.training import snapshots
 from mirepoix.types import InputError, Weights
 

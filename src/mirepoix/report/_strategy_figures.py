@@ -45,7 +45,7 @@ def draw_accuracy_against_members(
     """The accuracy of averages against their number of members: runs, snapshots of one run, ensembles.
 
     Args:
-        numbers: As from `mirepoix.domainbed.accuracy_against_members`.
+        numbers: As from `mirepoix.evidence.accuracy_against_members`.
         what: What the accuracy is, for the axis and the sentences.
         title: Above the drawing.
         name: Of the file; pages with several figures need different ones.
@@ -87,7 +87,7 @@ def draw_gain_against_diversity(
     """The gain of averages over their members against diversity: a dot per subset, a line per number of members.
 
     Args:
-        numbers: As from `mirepoix.domainbed.gain_against_diversity`.
+        numbers: As from `mirepoix.evidence.gain_against_diversity`.
         what: What the gain is a gain of.
         title: Above the drawing.
         name: Of the file.
@@ -141,7 +141,7 @@ def draw_slope_against_members(
     """The slopes of `draw_gain_against_diversity` against the number of members.
 
     Args:
-        numbers: As from `mirepoix.domainbed.gain_against_diversity`.
+        numbers: As from `mirepoix.evidence.gain_against_diversity`.
         what: What the gain is a gain of.
         title: Above the drawing.
         name: Of the file.
@@ -188,7 +188,7 @@ def draw_accuracy_against_share(
     """The accuracy of averages against the share of their members that were inter-trained.
 
     Args:
-        numbers: As from `mirepoix.domainbed.accuracy_against_share`.
+        numbers: As from `mirepoix.evidence.accuracy_against_share`.
         others: More of them, each a curve of its own: other numbers of members, or another accuracy.
         labels: Of the curves, by default their number of members.
         what: What the accuracy is.
@@ -227,7 +227,7 @@ def draw_accuracy_against_tasks(
     """The accuracy of averages of M members against the number of initialisations that they come from.
 
     Args:
-        numbers: As from `mirepoix.domainbed.accuracy_against_tasks`.
+        numbers: As from `mirepoix.evidence.accuracy_against_tasks`.
         what: What the accuracy is.
         title: Above the drawing.
         name: Of the file.
@@ -268,7 +268,7 @@ def draw_interpolation_curve(
     """Accuracies along the line between two weights, or from the average of two to a third, beside their chords.
 
     Args:
-        numbers: As from `mirepoix.domainbed.interpolation_curve`.
+        numbers: As from `mirepoix.evidence.interpolation_curve`.
         names: Of the two or three weights.
         title: Above the drawing, such as the hypothesis that is tested.
         name: Of the file.

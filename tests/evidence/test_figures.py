@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirepoix.diversity import q_diversity, ratio_error
-from mirepoix.domainbed import _figures as module
-from mirepoix.domainbed._figures import (
+from mirepoix.evidence import _figures as module
+from mirepoix.evidence._figures import (
     accuracy_against_members,
     accuracy_against_share,
     accuracy_against_tasks,
