@@ -216,7 +216,7 @@ def test_every_option_of_the_verbs_on_checkpoints_is_explained(verb):
     assert sorted(explained) == sorted(options_of(verb))
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "table", "trace"])
+@pytest.mark.parametrize("verb", ["plan", "run", "table", "trace", "export"])
 def test_every_option_of_the_verbs_of_domainbed_is_explained(verb):
     rows = table_rows("docs/commands.md", "Option of `domainbed`")
     explained = [code_of(row[0]).split()[0] for row in rows if f"`{verb}`" in row[1]]

@@ -615,3 +615,15 @@ def test_a_store_behind_a_url_serves_another_machine(here):
     assert second.code == 0, second.err
     assert json.loads(second.out)["trained_now"] == json.loads(second.out)["to_train"] == 0
     assert Path("one/cells.json").read_bytes() == Path("two/cells.json").read_bytes()
+
+
+def test_members_are_written_as_files_for_the_other_verbs(swept):
+    result = call("domainbed", "export", "tiny.toml", "--out", "out")
+    assert result.code == 0, result.err
+    assert "12 files in out/exported" in result.out
+    assert "rotated_0-seed-1: 2 members" in result.err
+    members = [f"out/exported/members/rotated_0-seed-0/run-{run}.safetensors" for run in (0, 1)]
+    assert call("check", *members).code == 0
+    refused = call("domainbed", "export", "tiny.toml", "--out", "out", "--along", "now")
+    assert refused.code == 2
+    assert "--along now: expected whole numbers" in refused.err

@@ -196,6 +196,37 @@ def trace(
         typer.echo(f"The sources are folders, with a record.json each, in the store {place}.", err=True)
 
 
+@domainbed.command()
+def export(
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    out: OutOption = None,
+    store: StoreOption = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the files go. [default: exported in --out]")
+    ] = None,
+    family: Annotated[str, typer.Option(help="Which members, such as fine_tuning.")] = "fine_tuning",
+    along: Annotated[
+        str, typer.Option(metavar="STEPS", help="Predictions along each run too, at these steps: 50,75,100.")
+    ] = "",
+    changes: SetOption = None,
+) -> None:
+    """Write trained members, their averages and their predictions as files for the other verbs.
+
+    ``mirepoix explain``, ``diversity``, ``landscape``, ``connect`` and ``soup`` take them.
+    """
+    from mirepoix.domainbed import export as write
+
+    bench, folder = _open(recipe, data, out, store, changes)
+    try:
+        steps = [int(text) for text in along.split(",") if text.strip()]
+    except ValueError:
+        raise InputError(f"--along {along}: expected whole numbers such as 50,75,100.") from None
+    place = to or folder / "exported"
+    files = write(bench, place, family=family, along=steps, note=lambda text: typer.echo(text, err=True))
+    typer.echo(f"{len(files)} files in {place}")
+
+
 MEASURES: tuple[Literal["whole", "part"], ...] = ("whole", "part")
 FORMATS: dict[Literal["markdown", "csv", "latex"], str] = {"markdown": "md", "csv": "csv", "latex": "tex"}
 """Formats of the tables, with the endings of their files."""

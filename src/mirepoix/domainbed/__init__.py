@@ -11,6 +11,7 @@ from mirepoix.domainbed._cells import (
     write_cells,
 )
 from mirepoix.domainbed._evidence import look_into_split
+from mirepoix.domainbed._export import export
 from mirepoix.domainbed._plan import Forecast, Plan, forecast, make_plan
 from mirepoix.domainbed._rows import COMBINES, FAMILIES, ROWS, Row
 from mirepoix.domainbed._run import Sweep, measure, run_plan
@@ -53,6 +54,7 @@ __all__ = [
     "by_leaving_one_out",
     "by_training_domains",
     "comparisons",
+    "export",
     "forecast",
     "load_benchmark",
     "look_into_split",
