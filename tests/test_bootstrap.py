@@ -1,5 +1,7 @@
 """Intervals by drawing again, against a library and by their coverage."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -42,6 +44,21 @@ def test_several_numbers_come_from_the_same_draws() -> None:
         assert (interval.low, interval.high) == pytest.approx((alone.low, alone.high), rel=1e-12)
 
 
+def test_groups_are_drawn_apart() -> None:
+    random = np.random.default_rng(4)
+    a, b = random.normal(size=40), random.normal(3, 2, size=90)
+    seen = []
+
+    def difference(i: np.ndarray, j: np.ndarray) -> float:
+        seen.append((len(i), len(j)))
+        return float(b[j].mean() - a[i].mean())
+
+    interval = bootstrap(difference, [40, 90], resamples=4000)[0]
+    assert set(seen) == {(40, 90)}
+    error = (a.var() / 40 + b.var() / 90) ** 0.5
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.06)
+
+
 def test_one_unit_has_no_interval() -> None:
     interval = bootstrap(lambda drawn: float(len(drawn)), 1)[0]
     assert interval.value == 1
@@ -60,8 +77,17 @@ def test_zero_is_excluded_on_one_side_only() -> None:
     assert not Interval(0, -1, 1).excludes_zero
 
 
-@pytest.mark.parametrize("options", [{"units": 0}, {"units": 3, "level": 1.0}, {"units": 3, "resamples": 1}])
-def test_bad_input_is_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"units": 0},
+        {"units": []},
+        {"units": [3, 0]},
+        {"units": 3, "level": 1.0},
+        {"units": 3, "resamples": 1},
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any]) -> None:
     units = options.pop("units")
     with pytest.raises(InputError, match="bootstrap: expected"):
-        bootstrap(lambda drawn: 0.0, units, **options)  # type: ignore[arg-type]
+        bootstrap(lambda drawn: 0.0, units, **options)

@@ -6,7 +6,7 @@ other runs; data seeds, for other splits. Nothing that is not drawn again is in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,8 @@ class Interval:
 
 
 def bootstrap(
-    statistic: Callable[[NDArray[np.int64]], Any],
-    units: int,
+    statistic: Callable[..., Any],
+    units: int | Sequence[int],
     *,
     resamples: int = 1000,
     level: float = 0.95,
@@ -58,16 +58,18 @@ def bootstrap(
 
     Args:
         statistic: Of the numbers of the drawn units, ``arange(units)`` first: a number or a sequence of them.
-        units: How many there are to draw from.
+        units: How many there are to draw from; or how many there are in each of several groups, which are drawn apart
+            from each other, and of which the statistic is given one array each.
         resamples: How often.
         level: Of the interval.
         seed: Of the draws.
 
     Returns:
-        An interval for each number of the statistic. With one unit there is nothing to draw: low and high are NaN.
+        An interval for each number of the statistic. With one unit in each group there is nothing to draw: low and
+        high are NaN.
 
     Raises:
-        InputError: Without units; for ``level`` outside (0, 1) or fewer than two resamples.
+        InputError: Without units, or with a group without any; for ``level`` outside (0, 1) or fewer than two resamples.
 
     Example:
         >>> values = np.arange(100.0)
@@ -78,21 +80,23 @@ def bootstrap(
     References:
         Efron and Tibshirani (1993), An introduction to the bootstrap, section 13.3.
     """
-    if units < 1:
+    groups = [units] if isinstance(units, int) else list(units)
+    if not groups or min(groups) < 1:
         raise InputError(f"bootstrap: expected at least one unit to draw, got {units}.")
     if not 0 < level < 1 or resamples < 2:
         raise InputError(
             f"bootstrap: expected a level between 0 and 1 and at least 2 resamples, got {level} and {resamples}."
         )
-    values = np.atleast_1d(np.asarray(statistic(np.arange(units)), dtype=np.float64))
-    random = stream("bootstrap", seed)
-    if units == 1:
+
+    def numbers(drawn: list[NDArray[np.int64]]) -> NDArray[np.float64]:
+        return np.atleast_1d(np.asarray(statistic(*drawn), dtype=np.float64))
+
+    values = numbers([np.arange(count) for count in groups])
+    if max(groups) == 1:
         return [Interval(float(value), np.nan, np.nan, level) for value in values]
+    random = stream("bootstrap", seed)
     draws = np.stack(
-        [
-            np.atleast_1d(np.asarray(statistic(random.integers(units, size=units)), dtype=np.float64))
-            for _ in range(resamples)
-        ]
+        [numbers([random.integers(count, size=count) for count in groups]) for _ in range(resamples)]
     )  # (resamples, numbers)
     intervals = []
     for value, column in zip(values, draws.T, strict=True):
