@@ -69,7 +69,7 @@ def bootstrap(
         high are NaN.
 
     Raises:
-        InputError: Without units, or with a group without any; for ``level`` outside (0, 1) or fewer than two resamples.
+        InputError: Without units, also in one group; for ``level`` outside (0, 1) or fewer than two resamples.
 
     Example:
         >>> values = np.arange(100.0)
