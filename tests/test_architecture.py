@@ -4,21 +4,23 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import mirepoix
+import mirepoix.landscape
 import mirepoix.merging
 
 PACKAGE = Path(mirepoix.__file__).parent
 
 LEVELS = [
     {"types", "seeds", "lazy", "bootstrap"},
-    {"weights", "checkpoints", "data", "models", "predictions"},
+    {"weights", "checkpoints", "data", "models", "predictions", "prediction_files"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
     {"training", "store", "remote_store", "recipe"},
-    {"strategies", "selection", "metrics", "diversity", "scores", "landscape"},
+    {"strategies", "selection", "metrics", "calibration", "diversity", "scores", "landscape"},
     {"cluster", "experiment", "evidence", "report"},
     {"domainbed"},
     {"cli", "__main__"},
@@ -93,7 +95,9 @@ def test_files_in_a_room_are_private_and_contents_lists_have_no_code():
             assert is_docstring or is_list or is_import, ast.unparse(node)
 
 
-@pytest.mark.parametrize("package", [mirepoix, mirepoix.merging], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [mirepoix, mirepoix.merging, mirepoix.landscape], ids=lambda package: package.__name__
+)
 def test_a_contents_list_read_late_says_the_same_three_times(package):
     tree = ast.parse(Path(package.__file__).read_text())
     (checked,) = (node for node in tree.body if isinstance(node, ast.If))
@@ -130,7 +134,19 @@ def test_importing_mirepoix_and_its_command_line_loads_no_torch():
 
 
 def test_help_of_every_verb_loads_no_torch():
-    verbs = ("run", "report", "check", "soup", "connect", "convert", "inspect", "rebuild")
+    verbs = (
+        "run",
+        "report",
+        "check",
+        "soup",
+        "connect",
+        "landscape",
+        "diversity",
+        "explain",
+        "convert",
+        "inspect",
+        "rebuild",
+    )
     for arguments in (["--help"], *([verb, "--help"] for verb in verbs), ["--version"]):
         code = f"""
 import sys
@@ -147,6 +163,10 @@ print("torch" in sys.modules)
 
 def test_every_source_file_with_public_functions_has_a_test_of_its_name(root):
     tests = {path.stem for path in (root / "tests").rglob("test_*.py")}
-    for room in ("diversity", "objectives", "merging", "ensembles"):
+    for room in ("diversity", "landscape", "evidence", "objectives", "merging", "ensembles"):
+        always = room in ("objectives", "merging", "ensembles")
+        public = set(import_module(f"mirepoix.{room}").__all__)
         for path in (PACKAGE / room).glob("_[a-z]*.py"):
-            assert f"test{path.stem}" in tests, f"{path.name} has no tests/{room}/test{path.stem}.py"
+            own = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+            if always or public & {node.name for node in own}:
+                assert f"test{path.stem}" in tests, f"{path.name} has no tests/{room}/test{path.stem}.py"

@@ -191,7 +191,19 @@ def test_commands_in_the_pages_exist(where, call):
 
 def test_there_are_commands_to_check():
     verbs = {call[0] for _, call in COMMANDS}
-    assert verbs == {"run", "report", "check", "soup", "connect", "rebuild", "convert", "domainbed"}
+    assert verbs == {
+        "run",
+        "report",
+        "check",
+        "soup",
+        "connect",
+        "rebuild",
+        "convert",
+        "domainbed",
+        "diversity",
+        "landscape",
+        "explain",
+    }
 
 
 def options_of(*verbs: str) -> set[str]:
@@ -210,7 +222,9 @@ def test_every_option_of_run_is_explained():
     assert explained == options_of("run")
 
 
-@pytest.mark.parametrize("verb", ["soup", "check", "connect", "rebuild", "inspect", "convert"])
+@pytest.mark.parametrize(
+    "verb", ["soup", "check", "connect", "landscape", "diversity", "explain", "rebuild", "inspect", "convert"]
+)
 def test_every_option_of_the_verbs_on_checkpoints_is_explained(verb):
     explained = [code_of(row[0]).split()[0] for row in table_rows("docs/commands.md", f"Option of `{verb}`")]
     assert sorted(explained) == sorted(options_of(verb))

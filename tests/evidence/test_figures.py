@@ -247,6 +247,137 @@ def test_by_default_sizes_are_those_of_the_thesis():
     assert [size["members"] for size in sizes] == list(range(2, 10))
 
 
+# How sure the slope is, and other gains and diversities.
+
+
+def test_r_squared_is_the_share_that_the_line_explains():
+    for size in gain_against_diversity(world(9), quadratic, right(9), sizes=[2, 4], subsets=30)["sizes"]:
+        x, y = np.array(size["diversity"]), np.array(size["gain"])
+        left = np.sum((y - size["slope"] * x - size["intercept"]) ** 2)
+        assert size["r_squared"] == pytest.approx(1 - left / np.sum((y - y.mean()) ** 2))
+
+
+def shared_noise(random, members=20, m=3, subsets=60, slope=2.0):
+    """Dots whose diversity and whose noise both come from their members, so that dots with a common member agree."""
+    own, noise = random.normal(size=members), random.normal(size=members)
+    chosen = module._ways([range(members)], [(m,)], subsets, random)
+    x = np.array([own[list(s)].mean() for s in chosen])
+    y = slope * x + np.array([noise[list(s)].mean() for s in chosen])
+    return x, y, chosen
+
+
+def test_the_interval_of_runs_holds_the_slope_where_the_standard_error_of_dots_does_not():
+    random = np.random.default_rng(0)
+    held = {"runs": 0, "dots": 0}
+    worlds = 150
+    for _ in range(worlds):
+        x, y, chosen = shared_noise(random)
+        low, high = module._slope_interval(x, y, chosen, np.arange(20), 200, 0)
+        held["runs"] += low <= 2 <= high
+        line = module._line(x, y)
+        held["dots"] += abs(line["slope"] - 2) <= 1.96 * line["slope_error"]
+    # 95 % were right, and dots promise too much; the standard error of a share is 0.02 and 0.04.
+    assert held["runs"] / worlds > 0.9
+    assert held["dots"] / worlds < 0.8
+
+
+def test_where_dots_have_one_run_each_it_is_the_bootstrap_of_runs():
+    random = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(80), 3)
+    chosen = [(3 * run + i, 3 * run + j) for run in range(80) for i, j in ((0, 1), (0, 2), (1, 2))]
+    shift = np.repeat(random.normal(size=80), 3)
+    x = np.repeat(random.normal(size=80), 3) + 0.3 * random.normal(size=240)
+    y = 1.5 * x + shift + 0.3 * random.normal(size=240)
+    low, high = module._slope_interval(x, y, chosen, clusters, 2000, 0)
+    slopes = []
+    for _ in range(2000):
+        drawn = random.integers(80, size=80)
+        rows = np.concatenate([np.arange(3 * run, 3 * run + 3) for run in drawn])
+        slopes.append(module._line(x[rows], y[rows])["slope"])
+    expected = np.quantile(slopes, [0.025, 0.975])
+    assert high - low == pytest.approx(expected[1] - expected[0], rel=0.12)
+    assert (low + high) / 2 == pytest.approx(expected.mean(), abs=0.1 * (high - low))
+
+
+def test_intervals_lie_around_the_slope_and_runs_are_counted():
+    found = gain_against_diversity(
+        world(8), quadratic, right(8), sizes=[2, 3], runs="aabbccdd", resamples=300
+    )
+    assert (found["runs"], found["resamples"], found["combined"]) == (4, 300, "average")
+    for size in found["sizes"]:
+        low, high = size["slope_interval"]
+        assert low < size["slope"] < high
+    again = gain_against_diversity(
+        world(8), quadratic, right(8), sizes=[2, 3], runs="aabbccdd", resamples=300
+    )
+    assert found == again
+    alone = gain_against_diversity(world(8), quadratic, right(8), sizes=[2, 3], resamples=300)
+    assert alone["runs"] == 8
+    assert alone["sizes"][0]["slope"] == found["sizes"][0]["slope"]
+    assert alone["sizes"][0]["slope_interval"] != found["sizes"][0]["slope_interval"]
+
+
+def test_without_resamples_or_with_one_run_there_is_no_interval():
+    for options in ({"resamples": 0}, {"runs": [1] * 6}):
+        for size in gain_against_diversity(world(6), quadratic, right(6), sizes=[2], **options)["sizes"]:
+            assert size["slope"] is not None
+            assert size["slope_interval"] is None
+
+
+def test_a_matrix_of_pairs_is_averaged_over_pairs():
+    members = world(6)
+    matrix = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    matrix = matrix + matrix.T
+    found = gain_against_diversity(members, quadratic, pairs=matrix, sizes=[3], name="feature diversity")
+    expected = [
+        np.mean([float(matrix[i, j]) for i, j in itertools.combinations(s, 2)])
+        for s in itertools.combinations(range(6), 3)
+    ]
+    assert found["measure"] == "feature diversity"
+    assert found["sizes"][0]["diversity"] == pytest.approx(expected)
+    assert gain_against_diversity(members, quadratic, pairs=matrix, sizes=[3])["measure"] == "diversity"
+
+
+def test_for_a_quadratic_the_gain_is_the_squared_distance_times_m_minus_one_over_two_m():
+    members = world(9)
+    points = np.stack([theta["w"] for theta in members])
+    apart = ((points[:, None] - points[None]) ** 2).sum(-1)
+    found = gain_against_diversity(members, quadratic, pairs=torch.as_tensor(apart), subsets=40)
+    # Of a variance around the mean, the mean over pairs of the squared distances is 2 M / (M - 1) times.
+    for size in found["sizes"]:
+        m = size["members"]
+        assert size["slope"] == pytest.approx((m - 1) / (2 * m))
+        assert size["intercept"] == pytest.approx(0, abs=1e-12)
+        assert size["r_squared"] == pytest.approx(1)
+        if m < 8:
+            assert size["slope_interval"] == pytest.approx([(m - 1) / (2 * m)] * 2)
+        else:  # without one of nine members there is a single dot
+            assert size["slope_interval"] is None
+
+
+def test_ensembles_gain_by_their_logits_and_no_weights_are_scored():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (90,), generator=random)
+    logits = torch.nn.functional.one_hot(labels, 3) + torch.randn(5, 90, 3, generator=random)
+    correct = logits.argmax(-1) == labels
+
+    def never(theta):
+        raise AssertionError
+
+    found = gain_against_diversity(
+        world(5), never, correct, combined="ensemble", logits=logits, labels=labels, sizes=[2, 4]
+    )
+    assert found["combined"] == "ensemble"
+    for size in found["sizes"]:
+        expected = []
+        for s in itertools.combinations(range(5), size["members"]):
+            whole = (logits[list(s)].mean(0).argmax(-1) == labels).double().mean()
+            expected.append(float(whole - correct[list(s)].double().mean()))
+        assert size["gain"] == pytest.approx(expected, abs=1e-6)
+        assert size["mean_gain"] > 0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
 # Accuracy against the share of recycled members.
 
 
@@ -513,6 +644,28 @@ def test_results_are_json():
         (lambda: gain_against_diversity(world(2), quadratic, torch.ones(2, 4)), "got torch.float32"),
         (lambda: gain_against_diversity(world(1), quadratic, right(1)), r"from 2 to 1, got \[2\]"),
         (lambda: gain_against_diversity(world(3), quadratic, right(3), sizes=[1, 2]), r"got \[1, 2\]"),
+        (lambda: gain_against_diversity(world(3), quadratic), "a matrix of diversities, got neither"),
+        (lambda: gain_against_diversity(world(3), quadratic, right(3), pairs=torch.ones(3, 3)), "got both"),
+        (
+            lambda: gain_against_diversity(world(3), quadratic, pairs=torch.ones(2, 2)),
+            r"pairs: expected shape \(3, 3\), a row for each member, got \(2, 2\)",
+        ),
+        (lambda: gain_against_diversity(world(3), quadratic, right(3), runs="ab"), "each of the 3 .* got 2"),
+        (
+            lambda: gain_against_diversity(world(3), quadratic, right(3), resamples=1),
+            "0 or at least 2, got 1",
+        ),
+        (lambda: gain_against_diversity(world(3), quadratic, right(3), combined="vote"), "got 'vote'"),
+        (
+            lambda: gain_against_diversity(world(3), quadratic, right(3), labels=torch.zeros(80).long()),
+            "are for combined='ensemble'",
+        ),
+        (
+            lambda: gain_against_diversity(
+                world(3), quadratic, right(3), combined="ensemble", logits=torch.ones(3, 80, 2)
+            ),
+            "logits without labels",
+        ),
         (
             lambda: accuracy_against_share(world(2), world(3), quadratic, members=3),
             "plain: expected at least 3",

@@ -236,7 +236,77 @@ def test_the_result_as_plain_values():
         "samples": None,
         "margin": 0.0,
         "connected": False,
+        "curved": 0.5,
+        "concave": False,
     }
+
+
+# Concavity.
+
+
+def by_all_triples(connection):
+    """The largest second difference over all triples of points of which one is midway, one step from both."""
+    sign = 1 if connection.higher_is_better else -1
+    places = [(np.array(point.coefficients), point.value) for point in connection.points]
+    step = min(np.abs(a - b).sum() for (a, _), (b, _) in itertools.combinations(places, 2))
+    largest = 0.0
+    for (a, first), (b, middle), (c, last) in itertools.permutations(places, 3):
+        near = abs(np.abs(a - b).sum() - step) < 1e-9
+        if near and np.abs(a + c - 2 * b).max() < 1e-9:
+            largest = max(largest, sign * (first - 2 * middle + last))
+    return largest
+
+
+@given(vectors, vectors, st.booleans())
+def test_of_a_parabola_the_second_difference_is_the_same_everywhere(a, b, higher):
+    connection = connect([{"w": a}, {"w": b}], square, higher_is_better=higher, points=5)
+    gap = float(np.sum((a - b) ** 2))
+    assert connection.curved == pytest.approx(2 * gap / 16 if higher else 0, abs=1e-11)
+    assert connection.curved == pytest.approx(by_all_triples(connection), abs=1e-11)
+    assert connection.concave == (connection.curved <= 0.02)
+
+
+@given(st.lists(vectors, min_size=3, max_size=3), st.integers(3, 5), st.booleans())
+def test_over_a_triangle_neighbours_in_all_three_directions_count(ends, points, higher):
+    connection = connect([{"w": end} for end in ends], square, higher_is_better=higher, points=points)
+    assert connection.curved == pytest.approx(by_all_triples(connection), abs=1e-11)
+    widest = max(float(np.sum((a - b) ** 2)) for a, b in itertools.combinations(ends, 2))
+    assert connection.curved == pytest.approx(2 * widest / (points - 1) ** 2 if higher else 0, abs=1e-10)
+
+
+def test_what_bends_twice_is_connected_and_not_concave():
+    connection = of_values(0.5, 0.9, 0.6, 0.9, 0.5)
+    assert connection.connected
+    assert connection.curved == pytest.approx(0.6)
+    assert not connection.concave
+    assert of_values(0.5, 0.9, 0.6, 0.9, 0.5, tolerance=0.61).concave
+    hill = of_values(0.5, 0.7, 0.8, 0.7, 0.5, tolerance=0)
+    assert hill.concave
+    assert hill.connected
+    bowl = of_values(0.8, 0.7, 0.6, 0.7, 0.8, tolerance=0, higher_is_better=False)
+    assert bowl.concave
+    assert not of_values(0.8, 0.7, 0.6, 0.7, 0.8, tolerance=0.1).concave
+
+
+def test_a_line_inside_the_triangle_is_a_line():
+    """As the points of three weights may lie: from the middle of two to the third."""
+    values = (0.5, 0.4, 0.8, 0.5)
+    points = tuple(
+        Point(((1 - t) / 2, (1 - t) / 2, t), value, value, 0.0)
+        for t, value in zip((0, 1 / 3, 2 / 3, 1), values, strict=True)
+    )
+    assert Connection(points, True, 0.02, None, 0.0).curved == pytest.approx(0.5 - 0.8 + 0.8)
+    assert Connection(points, False, 0.02, None, 0.0).curved == pytest.approx(-(0.4 - 1.6 + 0.5))
+
+
+def test_a_straight_line_and_copies_do_not_bend_and_nan_does():
+    assert of_values(0.1, 0.2, 0.3, 0.4, tolerance=0).concave
+    assert connect([theta(3), theta(3)], square, higher_is_better=True, tolerance=0).curved == 0
+    for middle in (NAN, INF, -INF):
+        bent = of_values(0.5, middle, 0.5)
+        assert bent.curved == INF
+        assert not bent.concave
+        assert bent.to_dict()["curved"] is None
 
 
 # One value per sample.

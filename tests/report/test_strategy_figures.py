@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mirepoix.domainbed._figures import (
+from mirepoix.evidence._figures import (
     accuracy_against_members,
     accuracy_against_share,
     accuracy_against_tasks,

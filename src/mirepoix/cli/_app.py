@@ -17,9 +17,13 @@ from mirepoix import __version__
 from mirepoix.cli._check import check
 from mirepoix.cli._connect import connect
 from mirepoix.cli._convert import convert
+from mirepoix.cli._diversity import diversity
 from mirepoix.cli._domainbed import domainbed
+from mirepoix.cli._explain import explain
 from mirepoix.cli._fast import parsed
 from mirepoix.cli._inspect import inspect
+from mirepoix.cli._landscape import landscape
+from mirepoix.cli._many import taking_many
 from mirepoix.cli._rebuild import rebuild
 from mirepoix.cli._report import report
 from mirepoix.cli._run import run
@@ -36,8 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, report, check, soup, connect, convert, inspect, rebuild):
+for verb in (run, report, check, soup, connect, landscape, convert, inspect, rebuild):
     app.command()(verb)
+app.command(cls=taking_many("--ood"))(diversity)
+app.command(cls=taking_many("--predictions", "--id", "--weights"))(explain)
 app.add_typer(domainbed, name="domainbed")
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mirepoix.diversity._pairs import mean_over_pairs, pair_counts
+from mirepoix.diversity._pairs import PairCounts, mean_over_pairs, pair_counts
 from mirepoix.types import InputError
 
 __all__ = ["q_diversity", "q_statistic", "q_statistic_matrix"]
@@ -84,7 +84,11 @@ def q_statistic_matrix(
     """
     if zero_denominator not in ("nan", "haldane"):
         raise InputError(f"zero_denominator must be 'nan' or 'haldane', got {zero_denominator!r}.")
-    counts = pair_counts(correct)
+    return q_statistic_of_counts(pair_counts(correct), zero_denominator)
+
+
+def q_statistic_of_counts(counts: PairCounts, zero_denominator: str = "nan") -> Tensor:
+    """The matrix, once the pairs are counted."""
     table = torch.stack([counts.both_right, counts.both_wrong, counts.only_first, counts.only_second])
     q, denominator = _q(table)
     if zero_denominator == "haldane":

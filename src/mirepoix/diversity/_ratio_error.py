@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mirepoix.diversity._pairs import mean_over_pairs, pair_counts
+from mirepoix.diversity._pairs import PairCounts, mean_over_pairs, pair_counts
 from mirepoix.types import InputError
 
 __all__ = ["pooled_ratio_error", "ratio_error", "ratio_error_matrix"]
@@ -73,7 +73,11 @@ def ratio_error_matrix(
         tensor([[0., 2.],
                 [2., 0.]])
     """
-    counts = pair_counts(correct)
+    return ratio_error_of_counts(pair_counts(correct), no_shared_error)
+
+
+def ratio_error_of_counts(counts: PairCounts, no_shared_error: str = "infinite") -> Tensor:
+    """The matrix, once the pairs are counted."""
     apart, together = counts.only_first + counts.only_second, counts.both_wrong
     ratio = apart / together  # 0 / 0 is NaN: no error at all says nothing about diversity
     match no_shared_error:
@@ -84,7 +88,8 @@ def ratio_error_matrix(
         case "haldane":
             instead = (apart + 0.5) / (together + 0.5)
         case "mixmo":
-            instead = 2 * apart / correct.shape[1]
+            samples = counts.both_right + apart + together
+            instead = 2 * apart / samples
         case _:
             raise InputError(
                 f"no_shared_error must be 'infinite', 'nan', 'haldane' or 'mixmo', got {no_shared_error!r}."
@@ -111,6 +116,10 @@ def pooled_ratio_error(correct: Bool[Tensor, "members samples"]) -> Float[Tensor
         >>> ratio_error(correct), pooled_ratio_error(correct)
         (tensor(inf), tensor(4.))
     """
-    counts = pair_counts(correct)
+    return pooled_ratio_error_of_counts(pair_counts(correct))
+
+
+def pooled_ratio_error_of_counts(counts: PairCounts) -> Tensor:
+    """The pooled ratio, once the pairs are counted."""
     apart = (counts.only_first + counts.only_second).triu(1).sum()
     return apart / counts.both_wrong.triu(1).sum()

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from mirepoix.diversity import ratio_error
+from mirepoix.bootstrap import bootstrap
+from mirepoix.diversity import mean_over_pairs, ratio_error
 from mirepoix.ensembles import average_logits
 from mirepoix.landscape import Connection, Point, connect
 from mirepoix.metrics import accuracy
@@ -144,14 +145,21 @@ def accuracy_against_members(
 def gain_against_diversity(
     members: Sequence[Weights],
     score: Score,
-    correct: Bool[Tensor, "members samples"],
+    correct: Bool[Tensor, "members samples"] | None = None,
     *,
     sizes: Iterable[int] | None = None,
     subsets: int = 50,
     measure: Callable[[Tensor], Any] = ratio_error,
+    pairs: Float[Tensor, "members members"] | None = None,
+    name: str | None = None,
+    combined: Literal["average", "ensemble"] = "average",
+    logits: Float[Tensor, "members samples classes"] | None = None,
+    labels: Int[Tensor, " samples"] | None = None,
+    runs: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    r"""What averaging gains over its members, against how differently they fail.
+    r"""What combining gains over its members, against how differently they fail.
 
     A dot for each subset S of M members, and a straight line through the dots of each M by least squares:
 
@@ -164,26 +172,58 @@ def gain_against_diversity(
     The slope is the gain in accuracy, as a fraction, per unit of diversity. Subsets whose diversity is infinite or
     NaN (members without a shared error, say) cannot be drawn: they are left out and counted, and not scored.
 
+    *How sure the slope is.* Its standard error takes the dots for independent, which they are not: they share members,
+    and members share runs. The interval, 95 %, draws the R runs again, with replacement. Run r drawn :math:`c_r` times,
+    a dot would count :math:`\prod_{r \in S} c_r` times, and with large M hardly one would be left; so what a run does
+    to the slope is told by the dots without it, and drawn as a pseudo-value of the jackknife:
+
+    .. math:: \text{slope}^* = \text{slope} + \tfrac{R - 1}{R} \textstyle\sum_r (c_r - 1)
+              \big(\text{slope} - \text{slope}_{\text{without } r}\big).
+
+    In simulated worlds such intervals held the slope in 88 to 100 % of the cases, those of the standard error in 36 to
+    84 %. They are too short for few runs, and too long where a run takes most of the dots with it; where it leaves no
+    line, there is none.
+
     Args:
         members: The weights.
-        score: The accuracy of weights.
+        score: The accuracy of weights. Ensembles do not call it.
         correct: Whether each member is right on each sample, OOD for an OOD score, such as ``logits.argmax(-1) ==
-            labels`` or `mirepoix.predictions.Predictions.correct`.
+            labels`` or `mirepoix.predictions.Predictions.correct`. Not with ``pairs``.
         sizes: The values of M, from 2; by default those up to 9 that leave a choice.
         subsets: The most subsets for each M.
         measure: The diversity d, higher for more diverse: `mirepoix.diversity.ratio_error` or ``q_diversity``, or any
             function of ``correct`` of the subset that averages over pairs.
-        seed: Of the subsets.
+        pairs: In place of ``correct`` and ``measure``, the diversity of each pair of members in any measure: d is the
+            mean over pairs. For features, one minus a similarity such as CKA.
+        name: Of the measure in the result; by default that of the function, or ``"diversity"`` of a matrix.
+        combined: What gains: the ``"average"`` of weights, or the ``"ensemble"`` of predictions, the mean of the
+            ``logits``. The accuracies of the members are then those of their logits.
+        logits: Of the members, for ensembles.
+        labels: The true classes, with ``logits``.
+        runs: The run of each member, by any name, where several are snapshots of one; by default each has its own.
+        resamples: How often runs are drawn for the intervals; 0 for none.
+        seed: Of the subsets and of the resamples.
 
     Returns:
-        ``measure``, its name; ``sizes``, for each M: ``members``, the dots ``diversity`` and ``gain``, their
-        ``subsets`` and how many more were ``left_out``, ``mean_diversity``, ``diversity_error``, ``mean_gain``,
-        ``gain_error``, and the line: ``slope``, ``slope_error`` (its standard error), ``intercept`` and the
-        correlation ``r``, each None where the dots do not determine it; and ``seed``.
+        ``measure``, its name; ``combined``; ``runs``, how many; ``resamples``; ``sizes``, for each M: ``members``, the
+        dots ``diversity`` and ``gain``, their ``subsets`` and how many more were ``left_out``, ``mean_diversity``,
+        ``diversity_error``, ``mean_gain``, ``gain_error``, and the line: ``slope``, ``slope_error`` (its standard
+        error), ``intercept``, the correlation ``r``, ``r_squared`` and ``slope_interval``, a pair, each None where the
+        dots do not determine it; and ``seed``.
 
     Raises:
-        InputError: For sizes outside 2 to the number of members; for ``correct`` of another number of members; for a
-            score that is not a finite number.
+        InputError: For sizes outside 2 to the number of members; for ``correct``, ``pairs``, ``logits`` or ``runs`` of
+            another number of members; without ``correct`` and ``pairs``, or with both; for an ensemble without logits;
+            for a score that is not a finite number.
+
+    Example:
+        >>> members = [{"w": np.array([x])} for x in (-1.0, 0.5, 2.0)]
+        >>> apart = np.array([[(a["w"][0] - b["w"][0]) ** 2 for a in members] for b in members])
+        >>> found = gain_against_diversity(
+        ...     members, lambda theta: -float(theta["w"][0] ** 2), pairs=torch.as_tensor(apart), sizes=[2]
+        ... )
+        >>> round(found["sizes"][0]["slope"], 3)  # the gain of an average of two is a quarter of their distance squared
+        0.25
 
     References:
         Thesis, figures 4.6, 4.7 and 5.3(c), for M from 2 to 9.
@@ -191,23 +231,34 @@ def gain_against_diversity(
     _check_members(members, "members")
     _check_subsets(subsets)
     count = len(members)
-    right = torch.as_tensor(correct)
-    if right.ndim != 2 or len(right) != count or right.dtype != torch.bool:
-        raise InputError(
-            f"correct: expected booleans of shape ({count}, samples), a row for each member, got {right.dtype} of "
-            f"shape {tuple(right.shape)}. Pass `logits.argmax(-1) == labels`."
-        )
+    diversity = _diversity(correct, pairs, measure, count)
+    if name is None:
+        name = getattr(measure, "__name__", "diversity") if pairs is None else "diversity"
+    clusters = _clusters(runs, count)
+    if resamples != 0 and resamples < 2:
+        raise InputError(f"resamples: expected 0 or at least 2, got {resamples}.")
     wanted = list(range(2, max(3, min(count, 10)))) if sizes is None else sorted(set(sizes))
     if not (wanted and 2 <= wanted[0] <= wanted[-1] <= count):
         raise InputError(f"sizes: expected numbers of members from 2 to {count}, got {wanted}.")
-    accuracy_of = _Averages(members, score)
+    accuracy_of: Callable[[Chosen], float]
+    match combined:
+        case "average":
+            if logits is not None or labels is not None:
+                raise InputError("logits and labels are for combined='ensemble', got 'average'.")
+            accuracy_of = _Averages(members, score)
+        case "ensemble":
+            accuracy_of = _Ensembles(*_predictions(logits, labels, count))
+        case _:
+            raise InputError(f"combined: expected 'average' or 'ensemble', got {combined!r}.")
     found = []
     for m in wanted:
         chosen = _ways([range(count)], [(m,)], subsets, stream("gain_against_diversity", seed, m))
-        diversities = [float(measure(right[list(subset)])) for subset in chosen]
-        known = [i for i, diversity in enumerate(diversities) if math.isfinite(diversity)]
+        diversities = [diversity(subset) for subset in chosen]
+        known = [i for i, value in enumerate(diversities) if math.isfinite(value)]
         x = [diversities[i] for i in known]
         y = [accuracy_of(chosen[i]) - _mean([accuracy_of((j,)) for j in chosen[i]]) for i in known]
+        line = _line(np.array(x), np.array(y))
+        r = line["r"]
         found.append(
             {
                 "members": m,
@@ -219,10 +270,21 @@ def gain_against_diversity(
                 "diversity_error": _error(x),
                 "mean_gain": _mean(y) if y else None,
                 "gain_error": _error(y),
-                **_line(np.array(x), np.array(y)),
+                **line,
+                "r_squared": None if r is None else r * r,
+                "slope_interval": _slope_interval(
+                    np.array(x), np.array(y), [chosen[i] for i in known], clusters, resamples, seed
+                ),
             }
         )
-    return {"measure": getattr(measure, "__name__", "diversity"), "sizes": found, "seed": seed}
+    return {
+        "measure": name,
+        "combined": combined,
+        "runs": int(clusters.max()) + 1,
+        "resamples": resamples,
+        "sizes": found,
+        "seed": seed,
+    }
 
 
 def accuracy_against_share(
@@ -476,6 +538,53 @@ class _Averages:
         return self._known[chosen]
 
 
+class _Ensembles:
+    """The accuracy of the ensemble of a subset, the mean of its logits."""
+
+    def __init__(self, logits: Tensor, labels: Tensor) -> None:
+        self._logits, self._labels = logits, labels
+        self._known: dict[Chosen, float] = {}
+
+    def __call__(self, chosen: Chosen) -> float:
+        if chosen not in self._known:
+            combined = average_logits(self._logits[list(chosen)])
+            self._known[chosen] = float(accuracy(combined, self._labels))
+        return self._known[chosen]
+
+
+def _diversity(
+    correct: Any, pairs: Any, measure: Callable[[Tensor], Any], count: int
+) -> Callable[[Chosen], float]:
+    """Of a subset: by a measure of who is right, or as the mean over a matrix of pairs."""
+    if (correct is None) == (pairs is None):
+        both = "neither" if correct is None else "both"
+        raise InputError(f"expected correct, for the measure, or pairs, a matrix of diversities, got {both}.")
+    if pairs is None:
+        right = torch.as_tensor(correct)
+        if right.ndim != 2 or len(right) != count or right.dtype != torch.bool:
+            raise InputError(
+                f"correct: expected booleans of shape ({count}, samples), a row for each member, got {right.dtype} of "
+                f"shape {tuple(right.shape)}. Pass `logits.argmax(-1) == labels`."
+            )
+        return lambda chosen: float(measure(right[list(chosen)]))
+    matrix = torch.as_tensor(pairs).double()
+    if matrix.shape != (count, count):
+        raise InputError(
+            f"pairs: expected shape ({count}, {count}), a row for each member, got {tuple(matrix.shape)}."
+        )
+    return lambda chosen: float(mean_over_pairs(matrix[list(chosen)][:, list(chosen)]))
+
+
+def _clusters(runs: Sequence[Hashable] | None, count: int) -> NDArray[np.int64]:
+    """The run of each member, numbered from 0."""
+    if runs is None:
+        return np.arange(count)
+    if len(runs) != count:
+        raise InputError(f"runs: expected the run of each of the {count} members, got {len(runs)}.")
+    numbers = {run: number for number, run in enumerate(dict.fromkeys(runs))}
+    return np.array([numbers[run] for run in runs])
+
+
 def _ways(
     pools: Sequence[range], parts: Sequence[Sequence[int]], count: int, random: np.random.Generator
 ) -> list[Chosen]:
@@ -538,6 +647,34 @@ def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, float | N
     if syy > 0:
         line["r"] = sxy / math.sqrt(sxx * syy)
     return line
+
+
+def _slope_interval(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    chosen: Sequence[Chosen],
+    clusters: NDArray[np.int64],
+    resamples: int,
+    seed: int,
+) -> list[float] | None:
+    """The slope with runs drawn again, by what it is without each of them: see `gain_against_diversity`."""
+    slope = _line(x, y)["slope"]
+    count = int(clusters.max()) + 1
+    if slope is None or resamples == 0 or count < 2:
+        return None
+    has = np.zeros((len(chosen), count), dtype=bool)  # (dots, runs)
+    for row, subset in zip(has, chosen, strict=True):
+        row[clusters[list(subset)]] = True
+    without = [_line(x[~row], y[~row])["slope"] for row in has.T]
+    if any(other is None for other in without):
+        return None
+    influence = (count - 1) / count * (slope - np.array(without, dtype=np.float64))
+
+    def drawn_slope(drawn: NDArray[np.int64]) -> float:
+        return slope + float((np.bincount(drawn, minlength=count) - 1) @ influence)
+
+    (interval,) = bootstrap(drawn_slope, count, resamples=resamples, seed=seed)
+    return [interval.low, interval.high]
 
 
 # Checks.

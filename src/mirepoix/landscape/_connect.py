@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mirepoix.seeds import stream
 from mirepoix.types import InputError, Weights
 from mirepoix.weights import interpolate
 
-__all__ = ["Connection", "Point", "connect"]
+__all__ = ["Connection", "Point", "connect", "evaluate"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -74,6 +75,39 @@ class Connection:
         """Whether the barrier is within the tolerance, or may be by chance: ``barrier - margin <= tolerance``."""
         return self.barrier - self.margin <= self.tolerance
 
+    @property
+    def curved(self) -> float:
+        """The largest second difference by which the value bends away from better, at least 0.
+
+        Over any three neighbours in a row, ``first - 2 * middle + last`` for a score and its negative for a loss:
+        how far the middle lies below the mean of the two beside it, twice. NaN and infinite values make it infinite.
+        """
+        shares = np.array([point.coefficients for point in self.points])
+        values = np.array([point.value for point in self.points])
+        step = np.abs(np.diff(shares, axis=0)).sum(axis=1).min()
+        sign = 1.0 if self.higher_is_better else -1.0
+        largest = 0.0
+        for share, middle in zip(shares, values, strict=True):
+            away = shares - share
+            distances = np.abs(away).sum(axis=1)
+            beside = np.flatnonzero((distances > 0) & (distances < 1.5 * step))
+            for first, last in combinations(beside, 2):
+                if np.abs(away[first] + away[last]).max() < 0.1 * step:
+                    bend = sign * float(values[first] - 2 * middle + values[last])
+                    largest = max(largest, _or_infinite(abs(bend) if math.isinf(bend) else bend))
+        # What the rounding of values makes is no bend, so that a straight line has none.
+        scale = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+        return largest if largest > 1e-12 * scale else 0.0
+
+    @property
+    def concave(self) -> bool:
+        """Whether the value bends nowhere away from better by more than the tolerance: ``curved <= tolerance``.
+
+        For a score that is concave along the way, for a loss convex. It is a stronger property than being connected
+        where the tolerance is 0, as a concave curve lies above its chord.
+        """
+        return self.curved <= self.tolerance
+
     def verdict(self, write: Callable[[float], str] = "{:.4g}".format) -> str:
         """A sentence with the verdict, the barrier and what it was compared with.
 
@@ -122,6 +156,8 @@ class Connection:
             "samples": self.samples,
             "margin": self.margin,
             "connected": self.connected,
+            "curved": _finite(self.curved),
+            "concave": self.concave,
         }
 
 
@@ -187,7 +223,7 @@ def connect(
     places = list(_simplex(len(thetas), points - 1))
     results: list[NDArray[np.float64]] = []
     for coefficients in places:
-        results.append(_evaluate(thetas, coefficients, score, refresh))
+        results.append(evaluate(thetas, coefficients, score, refresh))
         if results[-1].shape != results[0].shape:
             raise InputError(
                 f"score: expected values of shape {results[0].shape} everywhere, as at the first end, got "
@@ -207,15 +243,17 @@ def _simplex(ends: int, steps: int) -> Iterator[tuple[float, ...]]:
             yield from (((steps - i) / steps, (i - j) / steps, j / steps) for j in range(i + 1))
 
 
-def _evaluate(
+def evaluate(
     thetas: Sequence[Weights],
     coefficients: tuple[float, ...],
     score: Callable[[Weights], Any],
     refresh: Callable[[Weights], Weights] | None,
+    *,
+    extrapolate: bool = False,
 ) -> NDArray[np.float64]:
     """The value at one point; the weights there live no longer than this."""
     # With a coefficient of one this is a copy with the same bits, so that no score can change what was given.
-    theta: Weights = interpolate(thetas, coefficients)
+    theta: Weights = interpolate(thetas, coefficients, extrapolate=extrapolate)
     if refresh is not None and 1 not in coefficients:
         theta = refresh(theta)
     value = score(theta)

@@ -1,0 +1,120 @@
+"""``mirepoix explain``: what to ship, whether to trust it, and why, on one page."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirepoix.types import InputError
+
+__all__ = ["explain"]
+
+
+def explain(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder that a finished `mirepoix run` wrote.", show_default=False)
+    ] = None,
+    predictions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Predictions of members on OOD data; once per file, or a quoted pattern."
+        ),
+    ] = None,
+    id_files: Annotated[
+        list[Path] | None,
+        typer.Option("--id", metavar="FILE", help="The same on ID validation, the only data to choose by."),
+    ] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="CKPT", help="Weights of the members, called like them; once per file."),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="The weights that all members began with.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="True classes of --predictions, if no file has them.")
+    ] = None,
+    id_labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="True classes of --id, if no file has them.")
+    ] = None,
+    probabilities: Annotated[
+        bool | None,
+        typer.Option(
+            "--probabilities/--logits", help="What the scores in the files are.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the page. [default: FOLDER/explanation]"),
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Draws of images for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    parquet: Annotated[
+        bool, typer.Option("--parquet", help="Write the numbers of the figures as Parquet too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
+) -> None:
+    """Say what to ship and whether to trust it, with a page that shows why."""
+    files = [predictions, id_files, weights]
+    if folder is not None and any(files):
+        raise InputError(
+            "explain: expected the folder of a job or files of your own, got both. Several files of one option are "
+            "given one by one (--id a.npz --id b.npz), or as a pattern in quotes (--id 'id/*.npz')."
+        )
+    if folder is not None and (start or labels or id_labels or probabilities is not None):
+        raise InputError(
+            "explain: --start, --labels, --id-labels, --probabilities and --logits go with files of your own."
+        )
+    if resamples < 100:
+        raise InputError(f"--resamples: expected at least 100, got {resamples}.")
+    from mirepoix.evidence._explain import explain as explained
+    from mirepoix.evidence._sources import source_of_files, source_of_folder
+    from mirepoix.report._explanation import write_explanation
+
+    if folder is not None:
+        source = source_of_folder(folder)
+    else:
+        source = source_of_files(
+            _expanded(predictions, "--predictions"),
+            id_predictions=_expanded(id_files, "--id"),
+            weights=_expanded(weights, "--weights"),
+            start=start,
+            labels=labels,
+            id_labels=id_labels,
+            probabilities=probabilities,
+        )
+    content = explained(source, resamples=resamples, seed=seed)
+    place = out or (folder or Path()) / "explanation"
+    page = write_explanation(content, place, parquet=parquet)
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False))
+        return
+    verdict = content["verdict"]
+    answer = {"high": "yes", "medium": "partly", "low": "not yet", "none": "unknown"}[verdict["trust"]]
+    typer.echo(f"What to ship: {verdict['sentences'][0]}\nTrust it: {answer}. {verdict['sentences'][1]}")
+    if verdict["alternative"]:
+        typer.echo(verdict["alternative"]["text"])
+    typer.echo("")
+    for reason in verdict["reasons"]:
+        target = f"{reason['target']}: " if reason["target"] else ""
+        typer.echo(f"{reason['level']}: {target}{reason['text']}")
+    typer.echo(f"\nPage: {page}")
+
+
+def _expanded(paths: Sequence[Path] | None, option: str) -> list[Path]:
+    """Files in the order given; a pattern stands for those it names, in the order of their names."""
+    found: list[Path] = []
+    for path in paths or ():
+        if path.exists() or not glob.has_magic(str(path)):
+            found.append(path)
+            continue
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            raise InputError(f"{option} {path}: expected a pattern that names files, and it names none.")
+        found += map(Path, matches)
+    return found
