@@ -14,6 +14,7 @@ from mirepoix.diversity import q_diversity, ratio_error
 from mirepoix.diversity._weight_cosine import weight_cosine_matrix
 from mirepoix.evidence._explain import _optimism, explain
 from mirepoix.evidence._paired import draw_images
+from mirepoix.evidence._sources import _without_zeros
 from mirepoix.evidence._verdict import judged
 from mirepoix.metrics import nll
 from mirepoix.types import InputError
@@ -440,3 +441,25 @@ def test_several_data_seeds_give_the_terms_of_the_error(tmp_path):
 def test_the_same_arguments_give_the_same_numbers():
     sample = source(block(apart(), apart()))
     assert json.dumps(explain(sample)) == json.dumps(explain(sample))
+
+
+def test_probabilities_of_zero_can_be_combined_and_are_told():
+    right = apart()
+    sample = block(right, right)
+
+    def hard(predictions):
+        """Every class but one is impossible; where members differ, all are."""
+        return replace(
+            predictions, logits=torch.where(predictions.logits > 0, predictions.logits, -torch.inf)
+        )
+
+    zeros = _without_zeros(replace(sample, id=hard(sample.id), ood=hard(sample.ood)))
+    found = explain(source(zeros), resamples=100)
+    assert found["verdict"]["ship"] == "average"
+    assert "on 800 images" in text_of(found, "changed")
+    assert found["verdict"]["trust"] == "high"
+    assert row(found, "average", "ood")["value"] == pytest.approx(0.98)
+    # a member is wrong on 15 % of the images, by 100 nats there
+    assert found["blocks"][0]["loss"]["ood"]["member"] == pytest.approx(15, rel=1e-4)
+    json.dumps(found, allow_nan=False)
+    assert _without_zeros(sample) is sample

@@ -72,9 +72,9 @@ def explain(
         )
     if resamples < 100:
         raise InputError(f"--resamples: expected at least 100, got {resamples}.")
-    from mirepoix.evidence._explain import explain as explained
-    from mirepoix.evidence._sources import source_of_files, source_of_folder
-    from mirepoix.report._explanation import write_explanation
+    from mirepoix.evidence import explain as explained
+    from mirepoix.evidence import source_of_files, source_of_folder
+    from mirepoix.report import write_explanation
 
     if folder is not None:
         source = source_of_folder(folder)

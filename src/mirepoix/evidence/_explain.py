@@ -21,15 +21,20 @@ from mirepoix import __version__
 from mirepoix.bootstrap import Interval
 from mirepoix.calibration import fit_temperature, scale
 from mirepoix.checkpoints import open_weights
-from mirepoix.diversity import q_diversity, ratio_error, ratio_error_matrix
-from mirepoix.diversity._weight_cosine import weight_cosine_matrix
-from mirepoix.diversity._weight_distance import distance_to_average, weight_distance_matrix
+from mirepoix.diversity import (
+    distance_to_average,
+    q_diversity,
+    ratio_error,
+    ratio_error_matrix,
+    weight_cosine_matrix,
+    weight_distance_matrix,
+)
 from mirepoix.ensembles import average_logits
 from mirepoix.evidence._figures import accuracy_against_members, gain_against_diversity
 from mirepoix.evidence._paired import Draws, draw_images
 from mirepoix.evidence._sources import Block, Source
 from mirepoix.evidence._verdict import LABELS, Measured, judged, verdict
-from mirepoix.landscape._bias_variance import bvcl
+from mirepoix.landscape import bvcl
 from mirepoix.metrics import accuracy, ece, nll
 from mirepoix.predictions import Predictions
 from mirepoix.seeds import stream
@@ -92,6 +97,7 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
         for block, each in zip(source.blocks, measured, strict=True)
     ]
     notes = [note for block in source.blocks for note in block.notes]
+    remarks = [remark for block in source.blocks for remark in block.remarks]
     return {
         "format": FORMAT,
         "mirepoix": __version__,
@@ -102,7 +108,7 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
         "data_seeds": source.data_seeds,
         "resamples": resamples,
         "seed": seed,
-        "verdict": verdict(total, measured, data_seeds=source.data_seeds, notes=notes),
+        "verdict": verdict(total, measured, data_seeds=source.data_seeds, notes=notes, remarks=remarks),
         "total": _numbers(total, source.blocks),
         "blocks": blocks,
         "terms": _terms(source.blocks, resamples, seed),

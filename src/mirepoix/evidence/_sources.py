@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -52,6 +52,7 @@ class Block:
         start: The file of the weights they all began with.
         recorded: What the job measured itself, an entry of ``why`` in its report.
         notes: What was left out, in sentences.
+        remarks: What was changed and does no harm.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Block:
     start: Path | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def side(self, side: str) -> Predictions | None:
         """The predictions of the side ``id`` or ``ood``."""
@@ -188,7 +190,7 @@ def _block(
         id=sides["id"],
         ood=sides["ood"],
     )
-    return _without_diverged(block)
+    return _without_zeros(_without_diverged(block))
 
 
 def source_of_files(
@@ -276,7 +278,7 @@ def source_of_files(
         facts.append(("Weights", ", ".join(map(str, paths))))
     if start is not None:
         facts.append(("Start", str(start)))
-    block = _without_diverged(block)
+    block = _without_zeros(_without_diverged(block))
     return Source(
         f"{len(block.members)} member{'s' if len(block.members) != 1 else ''} of your own",
         "files",
@@ -363,6 +365,37 @@ def _without_diverged(block: Block) -> Block:
         start=block.start,
         recorded=block.recorded,
         notes=(*block.notes, *notes),
+    )
+
+
+ZERO = 100.0
+"""How far below the largest logit of an image a probability of zero is put."""
+
+
+def _without_zeros(block: Block) -> Block:
+    """With tiny probabilities in place of zeros: where each class has a zero from some member, none would be left."""
+    sides: dict[str, Predictions] = {}
+    images = 0
+    for side in ("id", "ood"):
+        predictions = block.side(side)
+        if predictions is None:
+            continue
+        zero = predictions.logits == -torch.inf
+        if zero.any():
+            low = predictions.logits.amax(-1, keepdim=True) - ZERO
+            images += int(zero.any(-1).any(0).sum())
+            sides[side] = replace(predictions, logits=torch.where(zero, low, predictions.logits))
+    if not images:
+        return block
+    remark = (
+        f"Some probabilities are zero, on {images} images. Here they count as e^-{ZERO:.0f} of the largest, so that "
+        "members that exclude different classes can be combined. No prediction of a member changes."
+    )
+    return replace(
+        block,
+        id=sides.get("id", block.id),
+        ood=sides.get("ood", block.ood),
+        remarks=(*block.remarks, remark),
     )
 
 

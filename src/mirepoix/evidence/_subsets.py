@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mirepoix.bootstrap import bootstrap
-from mirepoix.diversity._normalised_difference import normalised_difference_matrix
+from mirepoix.diversity import normalised_difference_matrix
 from mirepoix.ensembles import average_logits, average_probabilities
 from mirepoix.seeds import stream
 from mirepoix.types import InputError

@@ -106,7 +106,12 @@ def judged(interval: Interval, differing: int, images: int) -> Seen:
 
 
 def verdict(
-    total: Measured, blocks: Sequence[Measured], *, data_seeds: int = 0, notes: Sequence[str] = ()
+    total: Measured,
+    blocks: Sequence[Measured],
+    *,
+    data_seeds: int = 0,
+    notes: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What to ship and how far to trust it.
 
@@ -114,7 +119,8 @@ def verdict(
         total: All blocks together.
         blocks: Each target and data seed.
         data_seeds: How many splits there are of each target; 0 if nobody knows.
-        notes: What was left out, in sentences; they become reasons.
+        notes: What was left out, in sentences; they become reasons against.
+        remarks: What was changed and does no harm; they become reasons to mind.
 
     Returns:
         ``ship`` (``average``, ``greedy``, ``best``, ``wise``, ``moving_average``, ``ensemble``, ``member``, or None
@@ -153,6 +159,8 @@ def verdict(
         )
     for note in notes:
         say("warning", "left_out", note)
+    for remark in dict.fromkeys(remarks):
+        say("note", "changed", remark)
     if trust == "high" and any(reason["level"] == "warning" for reason in reasons):
         trust = "medium"
     reasons.sort(key=lambda reason: ("good", "warning", "note").index(reason["level"]))

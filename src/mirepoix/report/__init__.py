@@ -1,6 +1,7 @@
 """What a job or a benchmark found, on one page: is the average good, why, and when not to trust it."""
 
 from mirepoix.report._benchmark import write_benchmark_report
+from mirepoix.report._explanation import explanation_html, write_explanation
 from mirepoix.report._files import FORMAT, read_report, write_report
 from mirepoix.report._html import html
 from mirepoix.report._markdown import markdown
@@ -10,8 +11,10 @@ __all__ = [
     "FORMAT",
     "html",
     "markdown",
+    "explanation_html",
     "read_report",
     "terminal_table",
     "write_benchmark_report",
+    "write_explanation",
     "write_report",
 ]
