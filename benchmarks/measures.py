@@ -84,7 +84,7 @@ class Row:
     def markdown(self) -> str:
         cells = [self.what]
         for values in (self.seconds, self.ratios):
-            cells += [f"{_median(values)}", f"{min(values):.3f}-{max(values):.3f}" if values else ""]
+            cells += [_median(values), f"{min(values):.3f}-{max(values):.3f}" if values else ""]
         peak = f"{max(self.gigabytes):.2f}" if self.gigabytes else ""
         return f"| {' | '.join([*cells, peak, str(len(self.seconds)), self.remark])} |"
 
@@ -127,7 +127,6 @@ def alone(sizes: Sizes, what: str) -> None:
     from mirepoix.diversity import jensen_shannon_matrix, measure_predictions
 
     logits, labels = predictions(sizes)
-    before = _peak()
     if what == "ours":
         seconds = timed(lambda: measure_predictions(logits, labels))
     elif what == "loop":
@@ -138,7 +137,7 @@ def alone(sizes: Sizes, what: str) -> None:
     else:
         few = logits[:, : sizes.few_samples]
         seconds = timed(lambda: jensen_shannon_matrix(few)) * sizes.samples / few.shape[1]
-    print(json.dumps({"seconds": seconds, "peak": _peak(), "before": before}))
+    print(json.dumps({"seconds": seconds, "peak": _peak()}))
 
 
 def loop(logits: Tensor, labels: Tensor, pairs: list[tuple[int, int]]) -> None:

@@ -30,7 +30,7 @@ def run_training_benchmark(root: Path, *options: str | Path) -> str:
     command = [sys.executable, root / "benchmarks" / "training.py", "--quick", *options]
     # With two threads in a test suite that has both cores busy, torch's pools wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -73,7 +73,7 @@ SOUP = {
 def run_merging_benchmark(root: Path, *options: str | Path) -> str:
     command = [sys.executable, root / "benchmarks" / "merging.py", "--tiny", "--repeats", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=55, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -146,3 +146,34 @@ def test_a_mean_of_mirepoix_with_other_bits_stops_the_run(root, tmp_path):
     rows[0].out = wrong
     with pytest.raises(SystemExit, match=r"expected the mean rounded once: 25\.0% of entries off"):
         merging.check_results(merging.Table("soup", "", rows, {}))
+
+
+def run_measures_benchmark(root: Path, *options: str | Path) -> str:
+    command = [sys.executable, root / "benchmarks" / "measures.py", "--quick", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_measures_at_once_are_measured_beside_a_loop_over_pairs(root, tmp_path):
+    printed = run_measures_benchmark(root, "--part", "pairs", "--json", tmp_path / "result.json")
+    works = [row["what"] for row in rows_of(printed)]
+    assert works == [
+        "`measure_predictions`, 4 members, 200 samples, 5 classes",
+        "pair by pair, 6 pairs",
+        "Jensen-Shannon, all pairs",
+    ]
+    result = json.loads((tmp_path / "result.json").read_text())
+    ours, *others = result["tables"]["pairs"]
+    assert ours["ratios"] == []
+    assert ours["gigabytes"][0] > 0.01
+    for row in others:
+        assert row["ratios"] == [row["seconds"][0] / ours["seconds"][0]]
+
+
+def test_the_way_between_weights_is_measured_beside_bare_evaluations(root):
+    bare, ours = rows_of(run_measures_benchmark(root, "--part", "path"))
+    assert bare["what"] == "11 evaluations of a ResNet-20 on 16 images"
+    assert ours["what"] == "`connect`, 11 points"
+    assert float(ours["ratio"]) > 0

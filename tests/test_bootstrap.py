@@ -71,6 +71,12 @@ def test_a_number_that_is_often_not_finite_has_no_interval() -> None:
     assert np.isnan(bootstrap(statistic, 2)[0].low)
 
 
+def test_a_count_of_numpy_is_a_count() -> None:
+    values = np.arange(20.0)
+    statistic = lambda drawn: values[drawn].mean()  # noqa: E731
+    assert bootstrap(statistic, np.int64(20)) == bootstrap(statistic, 20)
+
+
 def test_zero_is_excluded_on_one_side_only() -> None:
     assert Interval(1, 0.5, 2).excludes_zero
     assert Interval(-1, -2, -0.5).excludes_zero

@@ -216,6 +216,13 @@ def test_the_seed_decides_and_inputs_are_untouched() -> None:
     assert torch.equal(logits, before)
 
 
+def test_a_bound_is_told_whichever_half_has_it() -> None:
+    # Right but for one sample, which lies in either half: the other half is separated.
+    logits, labels = torch.tensor([[1.0, 0.0]]).repeat(20, 1), torch.zeros(20, dtype=torch.long)
+    labels[3] = 1
+    assert all(calibrated(logits, labels, seed=seed).at_bound for seed in range(10))
+
+
 def test_a_bound_of_one_half_is_told_and_results_are_json() -> None:
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     found = calibrated(logits, torch.tensor([0, 0]))

@@ -283,12 +283,20 @@ def test_calibrated_by_construction_all_errors_of_calibration_vanish() -> None:
         assert float(metric(3 * logits, labels)) > 0.04
 
 
+def test_domains_of_logits_with_a_gradient_are_plain_numbers() -> None:
+    logits, labels = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
+    expected = by_domain(nll, logits, labels, labels)
+    assert by_domain(nll, logits.requires_grad_(), labels, labels) == expected
+
+
 def test_classes_below_the_threshold_count_nothing() -> None:
     logits = torch.tensor([[0.98, 0.015, 0.005]], dtype=torch.float64).repeat(2, 1).log()
     labels = torch.tensor([0, 2])
     assert float(tace(logits, labels)) == pytest.approx((0.48 + 0.015) / 3)
     assert float(tace(logits, labels, threshold=0.0)) == pytest.approx((0.48 + 0.015 + 0.495) / 3)
     assert float(tace(logits, labels, threshold=0.99)) == 0
+    # A probability at the threshold does not exceed it.
+    assert float(tace(torch.zeros(2, 4), torch.tensor([0, 1]), threshold=0.25)) == 0
 
 
 # Confidence and correctness.

@@ -438,3 +438,35 @@ def test_labels_of_a_file_must_agree_with_those_of_the_predictions(tmp_path, lab
     assert read_predictions(tmp_path / "x.npz", labels=labels_file).labels.tolist() == LABELS.tolist()
     np.savez(tmp_path / "x.npz", logits=scores(1), labels=LABELS[::-1])
     refused(tmp_path / "x.npz", "expected the labels of", labels=labels_file)
+
+
+def test_bytes_that_are_no_text_are_refused_with_the_file(tmp_path):
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes(
+        b"a,b,label\n" + b"1,2,a\n" * 5000 + b"1,2,\xe9\n"
+    )  # behind what is read for the header
+    with pytest.raises(InputError, match=r"latin\.csv: expected a text file in UTF-8"):
+        read_predictions(latin)
+    np.save(tmp_path / "m.npy", np.array([[3.0, 1.0], [0.0, 2.0]]))
+    for name in ("labels.txt", "labels.csv"):
+        (tmp_path / name).write_bytes(b"a\n\xe9\n")
+        with pytest.raises(InputError, match=rf"{name}: expected labels as text in UTF-8"):
+            read_predictions(tmp_path / "m.npy", labels=tmp_path / name)
+    np.save(tmp_path / "labels.npy", np.array([b"a", b"\xe9"]))
+    with pytest.raises(InputError, match=r"labels\.npy: expected labels as text"):
+        read_predictions(tmp_path / "m.npy", labels=tmp_path / "labels.npy")
+    np.save(tmp_path / "labels.npy", np.array([1j, 0]))
+    with pytest.raises(InputError, match=r"names or numbers of classes, got complex128"):
+        read_predictions(tmp_path / "m.npy", labels=tmp_path / "labels.npy")
+
+
+def test_an_archive_whose_content_is_damaged_is_refused(tmp_path):
+    path = tmp_path / "m.npz"
+    np.savez_compressed(
+        path, logits=np.random.default_rng(0).normal(size=(300, 3)), labels=np.zeros(300, int)
+    )
+    content = bytearray(path.read_bytes())
+    content[200:260] = b"\xff" * 60
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"m\.npz: expected arrays saved by NumPy"):
+        read_predictions(path)

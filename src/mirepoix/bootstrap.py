@@ -80,7 +80,7 @@ def bootstrap(
     References:
         Efron and Tibshirani (1993), An introduction to the bootstrap, section 13.3.
     """
-    groups = [units] if isinstance(units, int) else list(units)
+    groups = [units] if isinstance(units, int | np.integer) else list(units)
     if not groups or min(groups) < 1:
         raise InputError(f"bootstrap: expected at least one unit to draw, got {units}.")
     if not 0 < level < 1 or resamples < 2:

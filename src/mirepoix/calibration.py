@@ -177,7 +177,7 @@ def calibrated(
         (0.75, True, True)
 
     References:
-        Ashukha et al. (2020), Pitfalls of in-domain uncertainty estimation, section 3 (test-time cross-validation).
+        Ashukha et al. (2020), Pitfalls of in-domain uncertainty estimation (test-time cross-validation).
     """
     whole = float(accuracy(logits, labels))
     if len(labels) < 2 or splits < 1:

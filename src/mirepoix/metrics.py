@@ -129,7 +129,7 @@ def ece(
         tensor(0.2500)
 
     References:
-        Guo et al. (2017), On calibration of modern neural networks, equation 3.
+        Guo et al. (2017), On calibration of modern neural networks.
     """
     _check_bins(bins)
     p = _checked(logits, labels).softmax(1)
@@ -172,7 +172,7 @@ def adaptive_ece(
         tensor(0.1500)
 
     References:
-        Nguyen and O'Connor (2015), Posterior calibration and exploratory analysis, section 3; Nixon et al. (2019).
+        Nguyen and O'Connor (2015), Posterior calibration and exploratory analysis; Nixon et al. (2019).
     """
     _check_bins(bins)
     confidence, predicted = _checked(logits, labels).softmax(1).max(1)
@@ -210,8 +210,8 @@ def tace(
         tensor(0.2500)
 
     References:
-        Nixon et al. (2019), Measuring calibration in deep learning, section 3.3. They weigh bins equally, which is the
-        same where bins are equal.
+        Nixon et al. (2019), Measuring calibration in deep learning. They weigh bins equally, which is the same where
+        bins are equal.
     """
     _check_bins(bins)
     if not 0 <= threshold < 1:
@@ -283,7 +283,7 @@ def brier(
         tensor(0.5000)
 
     References:
-        Brier (1950), equation 2.
+        Brier (1950), Verification of forecasts expressed in terms of probability.
     """
     p = _checked(logits, labels).softmax(1)
     value = (p - one_hot(labels.long(), p.shape[1])).square().sum(1).mean()
@@ -318,7 +318,7 @@ def by_domain(
     values = {}
     for domain in sorted(set(domains.tolist())):
         inside = domains == domain
-        values[domain] = float(metric(logits[inside], labels[inside]))
+        values[domain] = float(metric(logits.detach()[inside], labels[inside]))
     return values
 
 

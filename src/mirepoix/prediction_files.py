@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ def read_predictions(
     if not told:
         raise InputError(
             f"{parts[0].path}: holds no labels, and nor does another file. Pass them in a file of their own: --labels "
-            "FILE, or labels=FILE in Python."
+            "FILE (--ood-labels for files of --ood), or labels=FILE in Python."
         )
     samples = parts[0].scores.shape[1]
     found = [(where, _label_indices(where, values, classes, samples)) for where, values in told]
@@ -192,7 +193,15 @@ def _load(path: Path) -> Any:
                 if isinstance(found, np.lib.npyio.NpzFile)
                 else found
             )
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise InputError(f"{path}: expected arrays saved by NumPy, without objects ({error}).") from None
 
 
@@ -286,8 +295,8 @@ def _csv(path: Path) -> dict[str, NDArray[Any]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file, delimiter=separator)
             header, first = [name.strip() for name in next(rows, [])], next(rows, None)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: expected a text file in UTF-8.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a table as text in UTF-8 ({error}).") from None
     if len(header) == 1 and ";" in header[0]:
         raise InputError(f"{path}: expected columns separated by commas, got semicolons.")
     if not header or all(_is_number(name) and not name.isdecimal() for name in header):
@@ -330,6 +339,8 @@ def _columns(path: Path, separator: str, numbers: Sequence[int], dtype: Any) -> 
                 encoding="utf-8-sig",
                 quotechar='"',
             )
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected a text file in UTF-8.") from None
     except (ValueError, IndexError) as error:
         raise InputError(f"{path}: {_wrong_cell(path, separator, numbers) or error}") from None
 
@@ -533,7 +544,14 @@ def _label_indices(
                 "counted from 0."
             )
         return whole
-    names = values.astype(np.str_)
+    if values.dtype.kind not in "US":
+        raise InputError(
+            f"{where}: expected labels that are names or numbers of classes, got {values.dtype}."
+        )
+    try:
+        names = values.astype(np.str_)
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: expected labels as text, got bytes that are not ASCII.") from None
     distinct = {str(name) for name in np.unique(names)}
     numbers = {name: number for number, name in enumerate(classes)}
     if not distinct <= set(classes):
@@ -577,11 +595,16 @@ def _read_labels(path: Path) -> NDArray[Any]:
 def _label_lines(path: Path) -> NDArray[Any]:
     """One per line, or the column ``label``."""
     separator = {".csv": ",", ".tsv": "\t", ".txt": "\n"}[path.suffix]
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if path.suffix == ".txt":
-            rows = [[line.strip()] for line in file if line.strip()]
-        else:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=separator) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            if path.suffix == ".txt":
+                rows = [[line.strip()] for line in file if line.strip()]
+            else:
+                rows = [
+                    [cell.strip() for cell in row] for row in csv.reader(file, delimiter=separator) if row
+                ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected labels as text in UTF-8 ({error}).") from None
     column = 0
     if rows and "label" in rows[0]:
         column = rows[0].index("label")

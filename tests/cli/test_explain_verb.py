@@ -1,11 +1,15 @@
 """``mirepoix explain``: the verdict in the terminal, the page in a folder, and errors that name the file."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+import torch
 from tests.cli.conftest import call
-from tests.evidence.explain_samples import apart, predictions
+from tests.evidence.explain_samples import apart, predictions, wrong_on
+
+from mirepoix.checkpoints import write_weights
 
 QUICK = ["--resamples", 100]
 
@@ -58,7 +62,7 @@ def test_a_finished_job_is_explained(finished, tmp_path):
 
 
 def test_own_files_are_explained(own):
-    result = own("explain", "--predictions", "ood/*.npz", "--id", "id/*.npz", "-o", "page", *QUICK)
+    result = own("explain", "--id", "id/*.npz", "--ood", "ood/*.npz", "-o", "page", *QUICK)
     assert result.code == 0, result.err
     assert "What to ship: Ship the average of the 4 members" in result.out
     assert "Trust it: yes. On OOD data it is 13.0 points better than run-0" in result.out
@@ -66,7 +70,7 @@ def test_own_files_are_explained(own):
 
 
 def test_json_is_the_file(own, tmp_path):
-    result = own("explain", "--predictions", "ood/*.npz", "--json", *QUICK)
+    result = own("explain", "--ood", "ood/*.npz", "--json", *QUICK)
     assert result.code == 0, result.err
     folder = tmp_path / "work" / "explanation"
     assert json.loads(result.out) == json.loads((folder / "explanation.json").read_text())
@@ -77,11 +81,11 @@ def test_labels_may_stand_apart(cli, tmp_path):
     for k in range(2):
         np.save(tmp_path / "work" / f"m{k}.npy", sample.logits[k].numpy())
     np.save(tmp_path / "work" / "labels.npy", sample.labels.numpy())
-    given = ["--predictions", "m0.npy", "--predictions", "m1.npy"]
-    assert cli("explain", *given, "--labels", "labels.npy", *QUICK).code == 0
+    given = ["--ood", "m0.npy", "--ood", "m1.npy"]
+    assert cli("explain", *given, "--ood-labels", "labels.npy", *QUICK).code == 0
     result = cli("explain", *given, *QUICK)
     assert result.code == 2
-    assert "--labels FILE" in result.err
+    assert "--ood-labels for files of --ood" in result.err
 
 
 @pytest.mark.parametrize(
@@ -91,16 +95,71 @@ def test_labels_may_stand_apart(cli, tmp_path):
         (["nowhere"], "there is no such folder"),
         (["id"], "there is no report.json"),
         (
-            ["id", "--predictions", "ood/run-0.npz"],
+            ["id", "--ood", "ood/run-0.npz"],
             "expected the folder of a job or files of your own, got both",
         ),
         (["id", "--labels", "x.npy"], "go with files of your own"),
-        (["--predictions", "ood/*.txt"], "it names none"),
-        (["--predictions", "ood/run-0.npz", "--id", "id/run-1.npz"], "expected the same members"),
-        (["--predictions", "ood/run-0.npz", "--resamples", 5], "at least 100"),
+        (["--ood", "ood/*.txt"], "it names none"),
+        (["--ood", "ood/run-0.npz", "--id", "id/run-1.npz"], "expected the same members"),
+        (["--ood", "ood/run-0.npz", "--resamples", 5], "at least 100"),
+        (["--ood", "ood/run-0.npz", "-o", "id/run-0.npz"], "expected the name of a folder, got a file"),
     ],
 )
 def test_what_a_person_can_mend_exits_with_two(own, arguments, message):
     result = own("explain", *arguments)
     assert result.code == 2
     assert message in result.err
+
+
+def test_names_of_files_that_are_no_text_are_spelled_out(cli, tmp_path):
+    folder = os.fsencode(tmp_path / "work")
+    sample = predictions(apart())
+    try:
+        for k in range(2):
+            with open(folder + b"/m\xff%d.npz" % k, "wb") as file:
+                np.savez(file, logits=sample.logits[k].numpy(), labels=sample.labels.numpy())
+    except OSError:
+        pytest.skip("names of files are text here")
+    result = cli("explain", "--id", "*.npz", "--json", *QUICK)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["blocks"][0]["names"] == ["m\\udcff0", "m\\udcff1"]
+    assert (tmp_path / "work" / "explanation" / "explanation.html").exists()
+
+
+def test_one_image_leaves_every_difference_within_what_is_possible(cli, tmp_path):
+    for k, logits in enumerate(([[3.0, 1.0]], [[1.0, 3.0]])):
+        np.savez(tmp_path / "work" / f"m{k}.npz", logits=np.array(logits), labels=np.array([0]))
+    result = cli("explain", "--ood", "*.npz", "--json", *QUICK)
+    assert result.code == 0, result.err
+    for one in json.loads(result.out)["total"]["comparisons"]:
+        assert -1 <= one["low"] <= one["high"] <= 1
+
+
+def test_exported_members_are_explained_with_the_terms_of_their_error(cli, tmp_path):
+    exported = tmp_path / "work" / "exported"
+    sample = predictions({"run-0": wrong_on(40, 1, 2), "run-1": wrong_on(40, 3), "average": wrong_on(40)})
+    (exported / "predictions").mkdir(parents=True)
+    for seed in (0, 1):
+        split = f"photo-seed-{seed}"
+        for ending in ("validation", "test"):
+            sample.save(exported / "predictions" / f"{split}-{ending}.safetensors")
+        for folder in ("members", "starts"):
+            (exported / folder / (split if folder == "members" else "")).mkdir(parents=True, exist_ok=True)
+        record = {"dataset": "PACS", "target": "photo", "data_seed": seed}
+        write_weights(exported / "starts" / f"{split}.safetensors", {"w": torch.zeros(2)}, record=record)
+        for k in range(2):
+            path = exported / "members" / split / f"run-{k}.safetensors"
+            write_weights(path, {"w": torch.tensor([1.0 + k, seed])}, record=record)
+    result = cli("explain", "exported", "-o", "page", *QUICK)
+    assert result.code == 0, result.err
+    assert not (exported / "explanation").exists()
+    content = json.loads((tmp_path / "work" / "page" / "explanation.json").read_text())
+    (terms,) = content["terms"]
+    assert (terms["target"], terms["replicates"], terms["members"]) == ("photo", 2, 2)
+    for name in ("bias_squared", "variance", "covariance"):
+        assert terms["terms"][name]["low"] <= terms["terms"][name]["value"] <= terms["terms"][name]["high"]
+    assert terms["locality"]["distance"] == pytest.approx(0.5)
+    assert content["blocks"][0]["weights"]["cosines"]
+    page = (tmp_path / "work" / "page" / "explanation.html").read_text()
+    assert "What the error on photo is made of" in page
+    assert "members lie 0.5 from their average" in page

@@ -46,6 +46,14 @@ def by_loops(logits: torch.Tensor) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64) / logits.shape[1]
 
 
+def test_rare_classes_keep_their_digits() -> None:
+    p, q = 1e-8, 3e-8
+    mean = (p + q) / 2
+    expected = (p * math.log(p / mean) + q * math.log(q / mean)) / 2  # the common class adds 1e-8 of it
+    logits = torch.tensor([[[1 - p, p]], [[1 - q, q]]], dtype=torch.float64).log()
+    assert float(jensen_shannon(logits)) == pytest.approx(expected, rel=1e-5)
+
+
 @given(**drawn)
 def test_scipy_agrees(**shape: Any) -> None:
     logits = draw(**shape)

@@ -223,6 +223,13 @@ def test_measures_agree_with_each_other() -> None:
     assert same(value["label_variance"], 4 / 10 * value["disagreement"], abs=1e-6)
 
 
+def test_logits_with_a_gradient_are_measured_without_it() -> None:
+    logits, labels = draw(3, 20, 4, 0, 1.0)
+    measured = measure_predictions(logits.clone().requires_grad_(), labels, names=MEASURES)
+    assert measured.values == measure_predictions(logits, labels, names=MEASURES).values
+    assert not any(matrix.requires_grad for matrix in measured.matrices.values())
+
+
 def test_the_spread_of_pairs() -> None:
     logits, labels = draw(5, 80, 4, 2, 1.0)
     measured = measure_predictions(logits, labels)
@@ -265,9 +272,9 @@ def test_notes_say_where_a_value_is_not_its_formula() -> None:
         "ratio_error: 3 of 3 pairs (first members 0 and 1) without a shared error; "
         "the value is the ratio of the pooled counts.",
         "q_statistic: 3 of 3 pairs (first members 0 and 1) without a denominator; "
-        "half a sample was added to each of their counts.",
+        "Q is 1 if they are right on the same samples, else half a sample was added to each of their counts.",
         "q_diversity: 3 of 3 pairs (first members 0 and 1) without a denominator; "
-        "half a sample was added to each of their counts.",
+        "Q is 1 if they are right on the same samples, else half a sample was added to each of their counts.",
         "pooled_ratio_error is inf: no two members share an error.",
         "error_correlation is nan, 3 of 3 pairs (first members 0 and 1): a member is always right or always wrong.",
         "kullback_leibler is inf, 2 of 3 pairs (first members 0 and 2): "

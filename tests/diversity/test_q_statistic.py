@@ -35,7 +35,7 @@ def by_loops(correct: torch.Tensor, haldane: bool) -> float:
 
         same, apart = terms(0)
         if same + apart == 0 and haldane:
-            same, apart = terms(0.5)
+            same, apart = (1, 0) if a == b else terms(0.5)
         values.append((same - apart) / (same + apart) if same + apart else math.nan)
     return sum(values) / len(values)
 
@@ -61,9 +61,10 @@ def draw(members: int, samples: int, seed: int, accuracy: float) -> torch.Tensor
         ((4, 0, 2, 3), 1, 1),  # the second is right wherever the first is
         ((4, 2, 1, 0), -1, -1),  # never fail together
         ((0, 2, 1, 0), -1, -1),
-        ((4, 0, 0, 0), math.nan, (4.5 * 0.5 - 0.25) / (4.5 * 0.5 + 0.25)),  # never err
+        ((4, 0, 0, 0), math.nan, 1),  # never err: copies
         ((4, 2, 0, 0), math.nan, (4.5 * 0.5 - 2.5 * 0.5) / (4.5 * 0.5 + 2.5 * 0.5)),  # the first never errs
-        ((0, 0, 0, 3), math.nan, (0.5 * 3.5 - 0.25) / (0.5 * 3.5 + 0.25)),  # always err
+        ((0, 0, 0, 3), math.nan, 1),  # always err: copies
+        ((0, 0, 2, 3), math.nan, (0.5 * 3.5 - 0.5 * 2.5) / (0.5 * 3.5 + 0.5 * 2.5)),  # the first always errs
     ],
 )
 def test_by_hand(table: Any, nan: float, haldane: float) -> None:
@@ -102,6 +103,7 @@ def test_a_member_meets_itself_as_one_unless_it_is_always_right_or_always_wrong(
     correct = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
     diagonal = q_statistic_matrix(correct).diagonal().tolist()
     assert diagonal == pytest.approx([1, math.nan, math.nan], nan_ok=True)
+    assert q_statistic_matrix(correct, zero_denominator="haldane").diagonal().tolist() == [1, 1, 1]
 
 
 def test_large_counts_do_not_overflow() -> None:

@@ -186,6 +186,8 @@ def test_clouds_that_have_no_distance() -> None:
     for degrees in ((), (1, 7)):
         with pytest.raises(InputError, match="degrees must be some of 0, 1 and 2"):
             wasserstein(x, x, kind="diagram", degrees=degrees)
+    with pytest.raises(InputError, match=r"shape \(samples, features\), got shapes \(3,\) and \(5, 3\)"):
+        module._check_features(x[0], x)  # types are checked before it is called, in the tests alone
     with pytest.raises(InputError, match="one at least, got shapes"):
         representation_mse(x[:0], x[:0])
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirepoix.bootstrap import bootstrap
 from mirepoix.diversity import q_diversity, ratio_error
 from mirepoix.evidence import _figures as module
 from mirepoix.evidence._figures import (
@@ -297,6 +298,24 @@ def test_where_dots_have_one_run_each_it_is_the_bootstrap_of_runs():
     expected = np.quantile(slopes, [0.025, 0.975])
     assert high - low == pytest.approx(expected[1] - expected[0], rel=0.12)
     assert (low + high) / 2 == pytest.approx(expected.mean(), abs=0.1 * (high - low))
+
+
+def test_for_few_runs_it_is_its_formula_by_loops():
+    random = np.random.default_rng(2)
+    chosen = list(itertools.combinations(range(5), 2))
+    x, y = random.normal(size=10), random.normal(size=10)
+    slope = np.polyfit(x, y, 1)[0]
+    without = []
+    for run in range(5):
+        kept = [i for i, subset in enumerate(chosen) if run not in subset]
+        without.append(np.polyfit(x[kept], y[kept], 1)[0])
+
+    def drawn_slope(drawn):
+        return slope + 4 / 5 * sum((list(drawn).count(run) - 1) * (slope - without[run]) for run in range(5))
+
+    (expected,) = bootstrap(drawn_slope, 5, resamples=50, seed=7)
+    found = module._slope_interval(x, y, chosen, np.arange(5), 50, 7)
+    assert found == pytest.approx([expected.low, expected.high])
 
 
 def test_intervals_lie_around_the_slope_and_runs_are_counted():

@@ -255,6 +255,8 @@ def test_values_and_soft_targets_are_a_regression():
     found = bias_variance_covariance(f, torch.tensor([[1.0]]), given="values", resamples=0)
     # mean 3; deviations (-2, 0), (-1, 3)
     assert values(found) == pytest.approx([4, 14 / 4, -3 / 2, 30 / 4, (1 + 9) / 2])
+    half = bias_variance_covariance(f, torch.tensor([[1.0]]).bfloat16(), given="values", resamples=0)
+    assert values(half) == values(found)
 
 
 # Intervals.

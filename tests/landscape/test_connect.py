@@ -457,6 +457,15 @@ def test_tensors_are_numbers_too():
     assert connection.points[1] == Point((0.5, 0.5), 0.0, 0.25, 0.25)
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_scores_in_half_precision_are_numbers_too(shape):
+    ends = [{"w": torch.tensor(-1.0)}, {"w": torch.tensor(1.0)}]
+    connection = connect(
+        ends, lambda weights: (weights["w"] ** 2).expand(shape).bfloat16(), higher_is_better=True, points=3
+    )
+    assert [point.value for point in connection.points] == [1, 0, 1]
+
+
 # Real networks.
 
 

@@ -305,6 +305,10 @@ def test_half_precision_is_widened_and_arguments_stay():
     found = cross_entropy_decomposition(logits, labels, resamples=0)
     assert torch.equal(logits, kept)
     assert values(found) == values(cross_entropy_decomposition(logits.double(), labels, resamples=0))
+    soft = torch.full((6, 3), 0.25)
+    soft[:, 1] = 0.5  # without rounding
+    of_half, of_single = (ambiguity(logits[0], y, resamples=0) for y in (soft.bfloat16(), soft))
+    assert of_half == of_single
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert content["diversity"]["value"] == found.diversity.value
     assert content["members"] == content["replicates"] == 2

@@ -66,7 +66,8 @@ def test_the_standard_error_shrinks_as_one_over_the_square_root(model):
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
 def test_parts_of_layers_sum_to_the_whole_and_are_the_traces_of_the_blocks(model, method):
     batches = batches_of()
-    diagonal = full_hessian(model, batches).diagonal()
+    hessian = full_hessian(model, batches)
+    diagonal = hessian.diagonal()
     estimate = hessian_trace(
         model, model.state_dict(), batches, samples=600, relative_error=None, method=method
     )
@@ -77,6 +78,12 @@ def test_parts_of_layers_sum_to_the_whole_and_are_the_traces_of_the_blocks(model
     assert sum(estimate.by_layer.values()) == pytest.approx(estimate.value, rel=1e-12)
     for layer, block in blocks.items():
         assert abs(estimate.by_layer[layer] - block) < 3 * estimate.by_layer_error[layer] + 1e-10
+    if method == "hutchinson":
+        rows = torch.zeros_like(hessian)
+        rows[:30] = hessian[:30]
+        symmetric = (rows + rows.T) / 2
+        variance = 2 * (symmetric.square().sum() - symmetric.diagonal().square().sum())  # of one probe
+        assert estimate.by_layer_error["0"] == pytest.approx((variance / 600).sqrt().item(), rel=0.2)
 
 
 def test_some_parameters_give_the_trace_of_their_block(model):
@@ -274,6 +281,18 @@ def test_top_eigenvalues_are_the_largest_and_not_the_largest_in_magnitude():
         values = np.linalg.eigvalsh(full_hessian(model, batches_of()).numpy())
         found = top_eigenvalues(model, theta, batches_of(), seed=seed)
         assert found.item() == pytest.approx(values[-1], rel=1e-2)
+
+
+def test_a_hessian_of_zero_has_eigenvalues_of_zero_and_one_of_low_rank_as_many():
+    model = nn.Linear(20, 2, bias=False).double()
+    images = torch.zeros(4, 20, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0, 1])
+    found = top_eigenvalues(model, model.state_dict(), [Batch(images, labels, labels)], count=3)
+    assert found.tolist() == [0, 0, 0]
+    images[:, 0] = 2  # p (1 - p) times [[1, -1], [-1, 1]] times the square of 2
+    theta = {"weight": torch.zeros(2, 20, dtype=torch.float64)}
+    found = top_eigenvalues(model, theta, [Batch(images, labels, labels)], count=3)
+    assert found.tolist() == pytest.approx([2, 0, 0], abs=1e-9)
 
 
 def test_the_products_are_those_of_curvlinops():

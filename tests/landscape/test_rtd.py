@@ -16,7 +16,7 @@ from torch import Tensor
 from mirepoix.landscape._distances import Divergence, draws
 from mirepoix.landscape._persistence import Engine, h1_edges
 from mirepoix.landscape._rtd import directed_rtd, rtd, rtd_loss
-from mirepoix.landscape._rtd_lite import rtd_lite
+from mirepoix.landscape._rtd_lite import rtd_lite, rtd_lite_loss
 from mirepoix.types import InputError
 
 
@@ -456,6 +456,16 @@ def test_errors_of_clouds(measure: Any) -> None:
         InputError, match=r"the 0\.9-quantile of the distances in q is 0\.0: too many of its 31 objects"
     ):
         measure(cloud(31), copies, normalisation="quantile")
+
+
+@pytest.mark.parametrize("measure", [rtd_loss, rtd_lite_loss])
+@pytest.mark.parametrize("normalisation", ["quantile", "dimension"])
+def test_distances_beyond_the_type_are_refused(measure: Any, normalisation: str) -> None:
+    p, q = cloud(5, seed=0).float(), cloud(5, seed=1).float()
+    with pytest.raises(
+        InputError, match=r"distances between the objects in q are too large for torch\.float32"
+    ):
+        measure(p, 1e30 * q, normalisation=normalisation)
 
 
 def test_errors_of_options() -> None:

@@ -144,6 +144,19 @@ def test_the_tangent_kernel_of_a_linear_model_is_that_of_its_inputs():
     )
 
 
+def test_tied_weights_count_once():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
+    model[1].weight = model[0].weight
+    w, images = model[0].weight.detach(), torch.randn(3, 2).double()
+
+    def gradients(image):  # of both entries of W W x
+        return torch.autograd.functional.jacobian(lambda w: w @ w @ image, w).flatten(1)
+
+    rows = torch.stack([gradients(image) for image in images])
+    expected = torch.einsum("acp,bcp->ab", rows, rows) / 2
+    torch.testing.assert_close(empirical_ntk(model, model.state_dict(), images), expected)
+
+
 def test_our_networks_have_a_tangent_kernel_and_the_head_is_that_of_features():
     spec = NetworkSpec(name="mnist_cnn", classes=3, channels=1, width=8)
     model = spec.build()

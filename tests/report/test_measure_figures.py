@@ -2,8 +2,11 @@
 
 import csv
 import io
+import json
 import math
 import re
+from importlib.resources import files
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -120,9 +123,34 @@ def test_the_fullest_cell_is_the_largest_value():
     page = draw_heatmap(matrix, list("abc"), measure="m").plot.svg(inline=True)
     cells = re.findall(r'd="([^"]*)"[^>]*style="fill: var\(--average\); (?:fill-)?opacity: ([\d.]+)', page)
     assert [float(opacity) for _, opacity in cells] == pytest.approx(
-        [0.08, 0.08 + 0.87 * 4 / 15, 0.95], abs=1e-3
+        [0.08, 0.08 + 0.42 * 4 / 15, 0.5], abs=1e-3
     )
     assert all(path.count("M") == 2 for path, _ in cells)
+
+
+def test_numbers_in_cells_can_be_read_in_both_themes():
+    """By the contrast of WCAG 2.2, criterion 1.4.3."""
+    style = files("mirepoix.report").joinpath("template.html").read_text("utf-8")
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", part))
+        for part in style.split("prefers-color-scheme: dark")[:2]
+    )
+    page = heatmap(9).plot.svg(inline=True)
+    assert set(re.findall(r"<text[^>]*fill: var\(--(\w+)\)", page)) <= {"ink"}
+    fullest = max(map(float, re.findall(r"fill: var\(--average\); (?:fill-)?opacity: ([\d.]+)", page)))
+
+    def luminance(rgb):
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for theme in (light, dark):
+        colour = {
+            name: np.array([int(text[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+            for name, text in theme.items()
+        }
+        cell = fullest * colour["average"] + (1 - fullest) * colour["surface"]
+        low, high = sorted((luminance(cell), luminance(colour["ink"])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def test_what_is_not_finite_is_no_number():
@@ -265,6 +293,29 @@ def test_nothing_is_written_when_a_drawing_fails(tmp_path):
     with pytest.raises(RuntimeError):
         write_figures([histogram(), bad], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_everything_as_it_was(tmp_path, monkeypatch):
+    write_figures([histogram(name="a")], tmp_path, also={tmp_path / "page.html": "old"})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full(self, data):
+        if ".b.csv" in self.name:
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    figures = [scatter(name="a"), histogram(name="b")]
+    with pytest.raises(OSError, match="No space left"):
+        write_figures(
+            figures, tmp_path, parquet=True, also={tmp_path / "page.html": "new", tmp_path / "a.json": [1]}
+        )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    write_figures(figures, tmp_path, also={tmp_path / "page.html": "new", tmp_path / "a.json": [1]})
+    assert (tmp_path / "page.html").read_text() == "new"
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
 
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a/b"], [".."], [""]])

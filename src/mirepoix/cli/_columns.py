@@ -33,9 +33,14 @@ def written(value: float | None, form: str = ".3f") -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same values as JSON has them: NaN is ``None``, infinity the text ``"infinite"`` or ``"-infinite"``."""
+    """The same values as JSON has them: NaN is ``None``, infinity the text ``"infinite"`` or ``"-infinite"``.
+
+    Bytes in the name of a file that are no text are spelled out.
+    """
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     if isinstance(value, float):

@@ -86,7 +86,6 @@ def diversity(
         raise InputError("--groups, --group-by: expected one of them, got both.")
     if ood_labels is not None and not ood:
         raise InputError("--ood-labels: goes with --ood only.")
-    from mirepoix.checkpoints import write_json
     from mirepoix.cli._progress import Bar
     from mirepoix.diversity import MEASURES
     from mirepoix.prediction_files import read_predictions
@@ -129,8 +128,8 @@ def diversity(
     }
     if out is not None:
         drawn = [name for name in names or DRAWN if MEASURES[name].pairwise]
-        write_figures(_figures(content, drawn), out, parquet=parquet)
-        write_json(out / "diversity.json", plain(content))
+        also = {out / "diversity.json": plain(content)}
+        write_figures(_figures(content, drawn), out, parquet=parquet, also=also)
     if as_json:
         typer.echo(json.dumps(plain(content), ensure_ascii=False))
         return
@@ -177,8 +176,11 @@ def _groups(members: Sequence[str], file: Path | None, pattern: str | None) -> l
         raise InputError(
             f"--groups {file}: expected a file with a line 'member,group' for each, and there is none."
         )
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: expected lines 'member,group' as text in UTF-8 ({error}).") from None
     if rows and rows[0] == ["member", "group"]:
         rows = rows[1:]
     for row in rows:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mirepoix.cli._columns import plain
 from mirepoix.types import InputError
 
 __all__ = ["explain"]
@@ -17,30 +18,35 @@ __all__ = ["explain"]
 
 def explain(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder that a finished `mirepoix run` wrote.", show_default=False)
-    ] = None,
-    predictions: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Predictions of members on OOD data; once per file, or a quoted pattern."
+        Path | None,
+        typer.Argument(
+            help="Folder of a finished `mirepoix run`, or of `mirepoix domainbed export`.", show_default=False
         ),
     ] = None,
     id_files: Annotated[
         list[Path] | None,
-        typer.Option("--id", metavar="FILE", help="The same on ID validation, the only data to choose by."),
+        typer.Option(
+            "--id",
+            metavar="FILES",
+            help="Predictions of members on ID validation, the only data to choose by; a quoted pattern will do.",
+        ),
+    ] = None,
+    ood: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILES", help="Predictions of the same members on OOD data."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="True classes of --id, if no file has them.")
+    ] = None,
+    ood_labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="True classes of --ood, if no file has them.")
     ] = None,
     weights: Annotated[
         list[Path] | None,
-        typer.Option(metavar="CKPT", help="Weights of the members, called like them; once per file."),
+        typer.Option(metavar="CKPTS", help="Weights of the members, called like them."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="The weights that all members began with.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="True classes of --predictions, if no file has them.")
-    ] = None,
-    id_labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="True classes of --id, if no file has them.")
     ] = None,
     probabilities: Annotated[
         bool | None,
@@ -60,36 +66,38 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> None:
     """Say what to ship and whether to trust it, with a page that shows why."""
-    files = [predictions, id_files, weights]
+    files = [id_files, ood, weights]
     if folder is not None and any(files):
         raise InputError(
             "explain: expected the folder of a job or files of your own, got both. Several files of one option are "
             "given one by one (--id a.npz --id b.npz), or as a pattern in quotes (--id 'id/*.npz')."
         )
-    if folder is not None and (start or labels or id_labels or probabilities is not None):
+    if folder is not None and (start or labels or ood_labels or probabilities is not None):
         raise InputError(
-            "explain: --start, --labels, --id-labels, --probabilities and --logits go with files of your own."
+            "explain: --start, --labels, --ood-labels, --probabilities and --logits go with files of your own."
         )
     if resamples < 100:
         raise InputError(f"--resamples: expected at least 100, got {resamples}.")
     from mirepoix.evidence import explain as explained
     from mirepoix.evidence import source_of_files, source_of_folder
     from mirepoix.report import write_explanation
+    from mirepoix.report._figure_files import check_folder
 
+    place = out or (folder or Path()) / "explanation"
+    check_folder(place, parquet=parquet)
     if folder is not None:
         source = source_of_folder(folder)
     else:
         source = source_of_files(
-            _expanded(predictions, "--predictions"),
             id_predictions=_expanded(id_files, "--id"),
+            ood_predictions=_expanded(ood, "--ood"),
+            labels=labels,
+            ood_labels=ood_labels,
             weights=_expanded(weights, "--weights"),
             start=start,
-            labels=labels,
-            id_labels=id_labels,
             probabilities=probabilities,
         )
-    content = explained(source, resamples=resamples, seed=seed)
-    place = out or (folder or Path()) / "explanation"
+    content = plain(explained(source, resamples=resamples, seed=seed))
     page = write_explanation(content, place, parquet=parquet)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False))

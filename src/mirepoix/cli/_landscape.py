@@ -117,7 +117,7 @@ def landscape(
     if hessian and model is None:
         raise InputError("--hessian: needs the images of --model and --validation.")
     corners = _corners(weights, plane, scored and out is not None)
-    from mirepoix.checkpoints import open_weights, write_json
+    from mirepoix.checkpoints import open_weights
     from mirepoix.cli._progress import Bar
     from mirepoix.report._figure_files import check_folder, write_figures
     from mirepoix.scores import ClassificationScore, load_score
@@ -179,8 +179,8 @@ def landscape(
             content["flatness"] = _flatness(thetas, names, judge, refresh, bar) if judge and hessian else None
     percent = score is None and metric == "accuracy"
     if out is not None:
-        write_figures(_figures(content, percent), out, parquet=parquet)
-        write_json(out / "landscape.json", plain(content))
+        also = {out / "landscape.json": plain(content)}
+        write_figures(_figures(content, percent), out, parquet=parquet, also=also)
     if as_json:
         typer.echo(json.dumps(plain(content), ensure_ascii=False))
     else:

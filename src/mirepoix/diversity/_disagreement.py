@@ -36,7 +36,7 @@ def disagreement(predicted: Int[Tensor, "members samples"]) -> Float[Tensor, ""]
         tensor(0.5000)
 
     References:
-        Skalak (1996); Fort et al. (2019), Deep ensembles: a loss landscape perspective, section 4.
+        Fort et al. (2019), Deep ensembles: a loss landscape perspective, section 4.
     """
     return mean_over_pairs(disagreement_matrix(predicted))
 
@@ -111,7 +111,7 @@ def oracle_disagreement(correct: Bool[Tensor, "members samples"]) -> Float[Tenso
         tensor(0.5000)
 
     References:
-        Kuncheva and Whitaker (2003), Measures of diversity in classifier ensembles.
+        Skalak (1996); Kuncheva and Whitaker (2003), Measures of diversity in classifier ensembles.
     """
     return mean_over_pairs(oracle_disagreement_matrix(correct))
 
@@ -150,7 +150,5 @@ def _different(predicted: Tensor) -> Tensor:
     members = len(predicted)
     different = torch.zeros(members, members, dtype=torch.long, device=predicted.device)
     for i in range(members - 1):
-        different[i, i + 1 :] = (predicted[i] != predicted[i + 1 :]).sum(
-            1
-        )  # (members - i - 1, samples) at most
+        different[i, i + 1 :] = (predicted[i] != predicted[i + 1 :]).sum(1)
     return different + different.T

@@ -26,7 +26,8 @@ def jensen_shannon(logits: Float[Tensor, "members samples classes"]) -> Float[Te
         logits: A score per class.
 
     Returns:
-        The mean over pairs, in the dtype of the logits and in float32 at least.
+        The mean over pairs, in the dtype of the logits and in float32 at least. It is a difference of entropies: in
+        float32, what is below about 1e-6 is rounding, which logits in float64 have not.
 
     Raises:
         InputError: With fewer than two members, or without samples; for logits whose largest is not finite.
@@ -36,7 +37,7 @@ def jensen_shannon(logits: Float[Tensor, "members samples classes"]) -> Float[Te
         tensor(0.6931)
 
     References:
-        Lin (1991), Divergence measures based on the Shannon entropy, equation 4.1 with equal weights.
+        Lin (1991), Divergence measures based on the Shannon entropy; here with equal weights.
     """
     return mean_over_pairs(jensen_shannon_matrix(logits))
 

@@ -182,6 +182,7 @@ def measure_predictions(
         raise InputError(f"names: expected names of measures, {', '.join(MEASURES)}; got {unknown[0]!r}.")
     chosen = [m for name, m in MEASURES.items() if (m.default if names is None else name in names)]
     _check_labels(logits, labels)
+    logits = logits.detach()  # or the sums would keep every block
 
     sums = {m.name: SUMS[m.name](len(logits)) for m in chosen if m.name in SUMS}
     # Made at once: what is kept of each block would stay between the freed tensors of the blocks and double the peak.
@@ -285,7 +286,10 @@ def _notes(counts: PairCounts, matrices: Mapping[str, Tensor], values: Mapping[s
     for name in ("q_statistic", "q_diversity"):
         pairs = _where(without) if name in matrices else ""
         if pairs:
-            yield f"{name}: {pairs} without a denominator; half a sample was added to each of their counts."
+            yield (
+                f"{name}: {pairs} without a denominator; Q is 1 if they are right on the same samples, else half a "
+                "sample was added to each of their counts."
+            )
     for name, reason in REASONS.items():
         value = values.get(name, 0)
         if not math.isfinite(value):

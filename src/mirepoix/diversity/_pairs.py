@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mirepoix.diversity._votes import check_correct
 from mirepoix.types import InputError
 
 __all__ = ["PairCounts", "mean_over_pairs", "pair_counts"]
@@ -44,14 +45,8 @@ def pair_counts(correct: Bool[Tensor, "members samples"]) -> PairCounts:
         tensor([[2, 1],
                 [1, 1]])
     """
-    if correct.ndim != 2 or correct.dtype != torch.bool:
-        raise InputError(
-            "expected booleans of shape (members, samples), such as `logits.argmax(-1) == labels`, "
-            f"got {correct.dtype} of shape {tuple(correct.shape)}."
-        )
-    members, samples = correct.shape
-    if members < 2 or samples < 1:
-        raise InputError(f"diversity needs two members and one sample, got {members} and {samples}.")
+    check_correct(correct)
+    samples = correct.shape[1]
     # Products of integers do not exist on a GPU and are slow on a processor; in float64 they are exact up to
     # 2^53 samples, in float32, where the device has nothing better, up to 2^24.
     x = correct.to(torch.float32 if correct.device.type == "mps" else torch.float64)

@@ -27,8 +27,9 @@ def q_statistic(
 
     Args:
         correct: Whether each member classifies each sample correctly.
-        zero_denominator: The value of a pair whose denominator is 0, and of no other: NaN, or the formula
-            with half a sample more in each of the four counts (Haldane's correction).
+        zero_denominator: The value of a pair whose denominator is 0, and of no other: NaN; or, with
+            ``"haldane"``, 1 for two members that are right on the same samples, and else the formula with half
+            a sample more in each of the four counts (Haldane's correction).
 
     Raises:
         InputError: With fewer than two members, or without samples.
@@ -38,7 +39,7 @@ def q_statistic(
         tensor(0.3333)
 
     References:
-        Yule (1900); Kuncheva and Whitaker (2003), equation 2.
+        Yule (1900); Kuncheva and Whitaker (2003), Measures of diversity in classifier ensembles.
     """
     return mean_over_pairs(q_statistic_matrix(correct, zero_denominator=zero_denominator))
 
@@ -67,8 +68,7 @@ def q_statistic_matrix(
 ) -> Float[Tensor, "members members"]:
     """The Q-statistic of each pair of members, symmetric.
 
-    On the diagonal a member meets itself: 1, or as ``zero_denominator`` says if it is always right or always
-    wrong.
+    On the diagonal a member meets itself: 1, but NaN by default if it is always right or always wrong.
 
     Args:
         correct: Whether each member classifies each sample correctly.
@@ -94,6 +94,7 @@ def q_statistic_of_counts(counts: PairCounts, zero_denominator: str = "nan") -> 
     if zero_denominator == "haldane":
         # Twice the counts, so that the half stays an integer; Q does not notice.
         corrected, _ = _q(2 * table + 1)
+        corrected[counts.only_first + counts.only_second == 0] = 1
         q = torch.where(denominator == 0, corrected, q)
     return q
 

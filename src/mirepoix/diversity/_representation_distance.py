@@ -97,6 +97,7 @@ def wasserstein(
     """
     if kind not in ("cloud", "diagram"):
         raise InputError(f"kind must be 'cloud' or 'diagram', got {kind!r}.")
+    _check_features(x, y)
     if kind == "cloud":
         _check_clouds(x, y)
     for cloud in (x, y):
@@ -144,8 +145,9 @@ def sliced_wasserstein(
         3.000
 
     References:
-        Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters of measures, section 3.
+        Bonneel et al. (2015), Sliced and Radon Wasserstein barycenters of measures.
     """
+    _check_features(x, y)
     _check_clouds(x, y)
     if directions < 1:
         raise InputError(f"expected at least one direction, got {directions}.")
@@ -160,6 +162,14 @@ def sliced_wasserstein(
         p, q = (part @ cloud.T for cloud in (a, b))  # (directions, samples)
         total += (p.sort().values - q.sort().values).square().sum()
     return (total / (directions * len(x))).sqrt()
+
+
+def _check_features(x: Tensor, y: Tensor) -> None:
+    if x.ndim != 2 or y.ndim != 2:
+        raise InputError(
+            f"expected features of shape (samples, features), got shapes {tuple(x.shape)} and {tuple(y.shape)}. "
+            "Flatten or pool what has more axes, as `x.flatten(1)`."
+        )
 
 
 def _check_clouds(x: Tensor, y: Tensor) -> None:

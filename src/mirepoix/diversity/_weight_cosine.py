@@ -47,7 +47,7 @@ def weight_cosine(
         0.9955 0.0000
 
     References:
-        Ilharco et al. (2023), Editing models with task arithmetic, section 5, for the cosine of task vectors.
+        Ilharco et al. (2023), Editing models with task arithmetic, for the cosine of task vectors.
     """
     return mean_over_pairs(weight_cosine_matrix(thetas, relative_to=relative_to, names=names))
 

@@ -77,7 +77,7 @@ def export(
                 bench.forget()
     if not written:
         raise InputError(
-            f"export: no member of {family} is trained. Run the sweep first, with the same recipe and store."
+            f"export: no member of {family} is trained. Run the sweep first, with the same recipe, --set and store."
         )
     return written
 

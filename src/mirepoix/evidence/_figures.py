@@ -127,11 +127,8 @@ def accuracy_against_members(
         along = curve("snapshots", len(snapshots), _Averages(snapshots, score))
     ensemble = None
     if logits is not None or labels is not None:
-        z, y = _predictions(logits, labels, len(members))
         # "runs" again: the same subsets, so that the two curves differ by how members are combined alone.
-        ensemble = curve(
-            "runs", len(members), lambda chosen: float(accuracy(average_logits(z[list(chosen)]), y))
-        )
+        ensemble = curve("runs", len(members), _Ensembles(*_predictions(logits, labels, len(members))))
     return {
         "members": len(members),
         "runs": runs,

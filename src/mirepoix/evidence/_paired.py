@@ -49,9 +49,10 @@ class Draws:
     def difference(self, first: str, second: str, level: float = 0.95) -> Interval:
         """The first score minus the second, on the same draws."""
         a, b = self.names.index(first), self.names.index(second)
-        return self._interval(
+        found = self._interval(
             float(self.values[a] - self.values[b]), self.draws[:, a] - self.draws[:, b], level
         )
+        return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0), level)
 
     def differing(self, first: str, second: str) -> int:
         """On how many images the two differ."""

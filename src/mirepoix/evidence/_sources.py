@@ -1,4 +1,4 @@
-"""Where evidence comes from: the folder of a finished job, or predictions and weights that a person brings.
+"""Where evidence comes from: the folder of a job or of exported members, or predictions and weights of anybody.
 
 Whatever it was, it becomes blocks: one per target domain and data seed, each with the members, what was combined of
 them, and how they did on ID validation and on OOD data. Later steps know blocks only.
@@ -6,6 +6,7 @@ them, and how they did on ID validation and on OOD data. Later steps know blocks
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,8 @@ class Source:
 
     Attributes:
         title: Of the page.
-        kind: ``run`` for the folder of a job, ``files`` for files of predictions and weights.
+        kind: ``run`` for the folder of a job, ``export`` for that of exported members of a benchmark, ``files`` for
+            files of predictions and weights.
         blocks: One per target and data seed.
         facts: Names and values, for the reader.
         data_seeds: How many splits there are of each target; 0 if nobody knows.
@@ -95,18 +97,22 @@ class Source:
 
 
 def source_of_folder(folder: str | os.PathLike[str]) -> Source:
-    """The evidence in the folder of a finished ``mirepoix run``.
+    """The evidence in the folder of a finished ``mirepoix run``, or in one of ``mirepoix domainbed export``.
 
-    Read are ``report.json``, ``predictions/*.safetensors`` and the files in ``members/``, whose weights may be missing.
+    Of a job, read are ``report.json``, ``predictions/*.safetensors`` and the files in ``members/``, whose weights may
+    be missing. Of an export, which has no report, the records beside the members tell the target and the data seed.
 
     Args:
-        folder: What ``--out`` named.
+        folder: What ``--out`` of the job, or ``--to`` of the export, named.
 
     Raises:
-        InputError: For a folder without a report, predictions that are missing or damaged, and members in the report
-            that have no predictions.
+        InputError: For a folder without a report that is no export; for predictions that are missing or damaged;
+            for members in the report that have no predictions; for records that are missing or damaged.
     """
     folder = Path(folder)
+    # A job that has not finished has no report either; only an export has starts.
+    if (folder / "starts").is_dir() and not (folder / "report.json").exists():
+        return _exported(folder)
     report = read_report(folder)
     try:
         targets = [str(target) for target in report["targets"]]
@@ -129,7 +135,15 @@ def source_of_folder(folder: str | os.PathLike[str]) -> Source:
                     if run["target"] == target and run["data_seed"] == seed and run["status"] == "diverged"
                 ]
                 several = len(seeds) > 1
-                blocks.append(_block(folder, target, seed, several, finished, recorded, diverged))
+                # As `mirepoix.experiment` names the folders of a job.
+                stem = quote(target, safe=" +,()") + (f"-seed-{seed}" if several else "")
+                sides = _sides(folder, stem, KEPT)
+                _check_finished(folder, sides, finished)
+                block = _block(folder, stem, sides, f"{target}, seed {seed}" if several else target)
+                block = replace(
+                    block, target=target, data_seed=seed, recorded=recorded, notes=tuple(diverged)
+                )
+                blocks.append(_without_zeros(_without_diverged(block)))
         facts = [
             ("Task", f"{report['task']['name']}, {len(report['task']['classes'])} classes"),
             ("Start", str(report["start"])),
@@ -146,61 +160,115 @@ def source_of_folder(folder: str | os.PathLike[str]) -> Source:
     return Source(title, "run", tuple(blocks), tuple(facts), len(seeds), str(report.get("command") or ""))
 
 
-def _block(
-    folder: Path,
-    target: str,
-    seed: int,
-    several: bool,
-    finished: Sequence[str],
-    recorded: Mapping[str, Any],
-    notes: Sequence[str],
-) -> Block:
-    # As `mirepoix.experiment` names the folders of a job.
-    stem = quote(target, safe=" +,()") + (f"-seed-{seed}" if several else "")
-    sides = {}
-    for side, ending in (("id", "validation"), ("ood", "test")):
-        path = folder / "predictions" / f"{stem}-{ending}.safetensors"
+KEPT = "Run the same command again: what is already trained is kept."
+
+
+def _sides(folder: Path, stem: str, advice: str) -> tuple[Predictions, Predictions]:
+    """The predictions on ID validation and on OOD data."""
+    paths = [folder / "predictions" / f"{stem}-{ending}.safetensors" for ending in ("validation", "test")]
+    for path in paths:
         if not path.is_file():
             raise InputError(
-                f"{path}: expected the predictions of the members, and there is no such file. Run the same command "
-                "again: what is already trained is kept."
+                f"{path}: expected the predictions of the members, and there is no such file. {advice}"
             )
-        sides[side] = Predictions.load(path)
-        missing = [name for name in finished if name not in sides[side].members]
-        if missing:
-            raise InputError(
-                f"{path}: expected predictions of {', '.join(finished)}, as report.json says, and {missing[0]} is "
-                "missing. The file and the report are of different jobs: run the same command again."
-            )
-    members, combined = _roles(sides["id"].members)
+    inner, ood = (Predictions.load(path) for path in paths)
+    if set(inner.members) != set(ood.members):
+        strange = min(set(inner.members) ^ set(ood.members))
+        raise InputError(
+            f"{paths[1]}: expected the members of {paths[0].name}, and {strange!r} is in one of them only. The files "
+            f"are not of the same time. {advice}"
+        )
+    return inner, ood.of(inner.members)
+
+
+def _check_finished(folder: Path, sides: tuple[Predictions, Predictions], finished: Sequence[str]) -> None:
+    missing = [name for name in finished if name not in sides[0].members]
+    if missing:
+        raise InputError(
+            f"{folder / 'predictions'}: expected predictions of {', '.join(finished)}, as report.json says, and "
+            f"{missing[0]} is missing. The file and the report are of different jobs: run the same command again."
+        )
+
+
+def _block(folder: Path, stem: str, sides: tuple[Predictions, Predictions], name: str) -> Block:
+    members, combined = _roles(sides[0].members)
     weights = {
-        name: path
-        for name in members
-        if (path := folder / "members" / stem / f"{name}.safetensors").is_file()
+        member: path
+        for member in members
+        if (path := folder / "members" / stem / f"{member}.safetensors").is_file()
     }
-    block = Block(
-        f"{target}, seed {seed}" if several else target,
-        members,
-        target=target,
-        data_seed=seed,
-        combined=combined,
-        weights=weights,
-        recorded=recorded,
-        notes=tuple(notes),
-        id=sides["id"],
-        ood=sides["ood"],
+    return Block(name, members, combined=combined, weights=weights, id=sides[0], ood=sides[1])
+
+
+EXPORT = "Run `mirepoix domainbed export` again."
+
+
+def _exported(folder: Path) -> Source:
+    """What `mirepoix.domainbed` exported: a block for each split, whose data seeds are replicates of its target."""
+    ending = "-validation.safetensors"
+    splits = {
+        path.name.removesuffix(ending) for path in (folder / "predictions").glob(f"*{ending}")
+    }  # what is named -along-test is on the way to the members, and no member
+    splits |= {path.name for path in (folder / "members").glob("*") if path.is_dir()}
+    if not splits:
+        raise InputError(f"{folder}: expected exported members, and there are none. {EXPORT}")
+    records = {split: _record(folder, split) for split in splits}
+    datasets = sorted({record["dataset"] for record in records.values()})
+    blocks = []
+    for split, record in records.items():
+        # A target such as sketch may be in several datasets, and is not the same images there.
+        target = record["target"] if len(datasets) == 1 else f"{record['dataset']}: {record['target']}"
+        block = _block(folder, split, _sides(folder, split, EXPORT), f"{target}, seed {record['data_seed']}")
+        start = folder / "starts" / f"{split}.safetensors"
+        block = replace(
+            block, target=target, data_seed=record["data_seed"], start=start if start.is_file() else None
+        )
+        blocks.append(_without_zeros(_without_diverged(block)))
+    blocks.sort(key=lambda block: (str(block.target), block.data_seed or 0))
+    seeds: dict[str, list[int]] = {}
+    for block in blocks:
+        seeds.setdefault(str(block.target), []).append(block.data_seed or 0)
+    several = max(map(len, seeds.values()))
+    if several == 1:
+        blocks = [replace(block, name=str(block.target)) for block in blocks]
+    facts = (
+        ("Members", f"exported from a sweep on {', '.join(datasets)}"),
+        ("Targets", f"{', '.join(seeds)}; each was left out of training in its turn"),
+        ("Data seeds", ", ".join(map(str, sorted({seed for each in seeds.values() for seed in each})))),
     )
-    return _without_zeros(_without_diverged(block))
+    return Source(f"members of {', '.join(datasets)}", "export", tuple(blocks), facts, several)
+
+
+def _record(folder: Path, split: str) -> dict[str, Any]:
+    """Dataset, target and data seed of a split, from the record beside any of its members."""
+    path = min((folder / "members" / split).glob("*.json"), default=None)
+    if path is None:
+        raise InputError(
+            f"{folder / 'members' / split}: expected a record beside each member, which tells its target and data "
+            f"seed, and there is none. {EXPORT}"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "dataset": str(record["dataset"]),
+            "target": str(record["target"]),
+            "data_seed": int(record["data_seed"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: expected the record of a member, with dataset, target and data_seed, and it cannot be read "
+            f"({error}). {EXPORT}"
+        ) from error
 
 
 def source_of_files(
-    predictions: Sequence[str | os.PathLike[str]] = (),
     *,
     id_predictions: Sequence[str | os.PathLike[str]] = (),
+    ood_predictions: Sequence[str | os.PathLike[str]] = (),
+    labels: str | os.PathLike[str] | None = None,
+    ood_labels: str | os.PathLike[str] | None = None,
     weights: Sequence[str | os.PathLike[str]] = (),
     start: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
-    id_labels: str | os.PathLike[str] | None = None,
     probabilities: bool | None = None,
 ) -> Source:
     """The evidence in files of predictions and weights, from whatever trained them.
@@ -209,41 +277,39 @@ def source_of_files(
     was combined of the others. A file of weights belongs to the member whose name is that of the file.
 
     Args:
-        predictions: Files on OOD data, as `mirepoix.prediction_files.read_predictions` reads them.
-        id_predictions: Files on ID validation data; only by these is anything chosen.
+        id_predictions: Files on ID validation data, as `mirepoix.prediction_files.read_predictions` reads them; only
+            by these is anything chosen.
+        ood_predictions: Files of the same members on OOD data; only by these is the choice confirmed.
+        labels: The true classes of ``id_predictions``, if no file holds them.
+        ood_labels: The same for ``ood_predictions``.
         weights: Checkpoints of the members.
         start: The checkpoint that all of them began with.
-        labels: The true classes of ``predictions``, if no file holds them.
-        id_labels: The same for ``id_predictions``.
         probabilities: As in `mirepoix.prediction_files.read_predictions`.
 
     Raises:
         InputError: Without predictions and weights; for members that are on one side and not on the other; for files
             that cannot be read.
     """
-    if not predictions and not id_predictions and not weights:
+    if not ood_predictions and not id_predictions and not weights:
         raise InputError(
-            "explain: expected the folder of a job, or files: --predictions FILE for OOD data, --id FILE for ID "
-            "validation, --weights FILE for checkpoints. Got none."
+            "explain: expected the folder of a job, or files: --id FILE for ID validation, --ood FILE for OOD data, "
+            "--weights FILE for checkpoints. Got none."
         )
-    if labels is not None and not predictions:
-        raise InputError("--labels: goes with --predictions; the labels of --id are named by --id-labels.")
-    if id_labels is not None and not id_predictions:
-        raise InputError("--id-labels: goes with --id.")
+    if labels is not None and not id_predictions:
+        raise InputError("--labels: goes with --id; the labels of --ood are named by --ood-labels.")
+    if ood_labels is not None and not ood_predictions:
+        raise InputError("--ood-labels: goes with --ood; the labels of --id are named by --labels.")
     if start is not None and not weights:
         raise InputError("--start: goes with --weights, the checkpoints that began there.")
-    ood = (
-        read_predictions(list(predictions), labels=labels, probabilities=probabilities)
-        if predictions
-        else None
-    )
-    inner = None
+    ood = inner = None
+    if ood_predictions:
+        ood = read_predictions(list(ood_predictions), labels=ood_labels, probabilities=probabilities)
     if id_predictions:
-        inner = read_predictions(list(id_predictions), labels=id_labels, probabilities=probabilities)
+        inner = read_predictions(list(id_predictions), labels=labels, probabilities=probabilities)
     if ood is not None and inner is not None:
         _check_sides(ood, inner)
-        inner = inner.of(ood.members)
-    names = ood or inner
+        ood = ood.of(inner.members)
+    names = inner or ood
     paths = [Path(path) for path in weights]
     stems = [path.stem if path.suffix else path.name for path in paths]
     if len(set(stems)) != len(stems):
@@ -271,7 +337,7 @@ def source_of_files(
         )
     facts = [
         (what, ", ".join(map(str, files)))
-        for what, files in (("OOD predictions", predictions), ("ID predictions", id_predictions))
+        for what, files in (("ID predictions", id_predictions), ("OOD predictions", ood_predictions))
         if files
     ]
     if paths:
@@ -293,7 +359,7 @@ def _path(path: str | os.PathLike[str] | None) -> Path | None:
 
 def _check_sides(ood: Predictions, inner: Predictions) -> None:
     only = [set(ood.members) - set(inner.members), set(inner.members) - set(ood.members)]
-    for missing, where in zip(only, ("--id", "--predictions"), strict=True):
+    for missing, where in zip(only, ("--id", "--ood"), strict=True):
         if missing:
             raise InputError(
                 f"{where}: expected the same members as on the other side, and {min(missing)!r} is missing; members "
@@ -301,13 +367,13 @@ def _check_sides(ood: Predictions, inner: Predictions) -> None:
             )
     if ood.classes != inner.classes:
         raise InputError(
-            f"--id: expected the classes of --predictions ({', '.join(ood.classes[:10])}), got "
+            f"--id: expected the classes of --ood ({', '.join(ood.classes[:10])}), got "
             f"{', '.join(inner.classes[:10])}. Both sides need the same classes in the same order."
         )
     same = ood.logits.shape == inner.logits.shape and torch.equal(ood.labels, inner.labels)
     if same and torch.equal(ood.logits, inner.of(ood.members).logits):
         raise InputError(
-            "--id: expected predictions on other images than --predictions, got the same numbers. What is chosen on "
+            "--id: expected predictions on other images than --ood, got the same numbers. What is chosen on "
             "images cannot be confirmed on them: give each set once, or leave one side out."
         )
 
@@ -321,6 +387,12 @@ def _roles(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
             combined.setdefault(kind, name)
     combined.pop("ensemble", None)  # it is made here, of these members
     members = tuple(name for name in names if name.lower() not in COMBINED)
+    taken = next((name for name in members if name in ("mean", "best")), None)
+    if taken is not None:
+        raise InputError(
+            f"expected members of other names than 'mean' and 'best', which mean the mean member and the best one on "
+            f"ID validation, got {taken!r}. Rename the file, or the member."
+        )
     if not members:
         raise InputError(
             f"expected predictions of members, got combinations only: {', '.join(names)}. Name the members otherwise "
@@ -352,18 +424,16 @@ def _without_diverged(block: Block) -> Block:
         f"{name} is left out: its logits are not numbers on {count} images. Did its training diverge?"
         for name, count in broken.items()
     )
-    kept = [name for name in (block.id or block.ood or _NOBODY).members if name not in broken]
-    return Block(
-        block.name,
-        members,
-        target=block.target,
-        data_seed=block.data_seed,
+    known = block.id or block.ood
+    assert known is not None  # where something is broken
+    kept = [name for name in known.members if name not in broken]
+    return replace(
+        block,
+        members=members,
         combined={kind: name for kind, name in block.combined.items() if name not in broken},
         id=None if block.id is None else block.id.of(kept),
         ood=None if block.ood is None else block.ood.of(kept),
         weights={name: path for name, path in block.weights.items() if name not in broken},
-        start=block.start,
-        recorded=block.recorded,
         notes=(*block.notes, *notes),
     )
 
@@ -397,8 +467,3 @@ def _without_zeros(block: Block) -> Block:
         ood=sides.get("ood", block.ood),
         remarks=(*block.remarks, remark),
     )
-
-
-_NOBODY = Predictions(
-    torch.zeros(0, 0, 0), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), (), (), ()
-)

@@ -30,7 +30,9 @@ __all__ = ["Extreme", "Fit", "SeparatingLine", "Subsets", "ensembles_of_size"]
 
 EXTREME = 0.05
 GRID = 41
-BLOCK = 2**24  # numbers in a block of predictions: 64 MiB in float32
+BLOCK = (
+    2**21
+)  # numbers in a block of predictions: 8 MiB in float32; more is slower, as memory is then always new
 
 
 @dataclass(frozen=True, slots=True)

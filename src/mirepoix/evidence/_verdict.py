@@ -178,7 +178,7 @@ def verdict(
 
 
 def _without_predictions(total: Measured, notes: Sequence[str]) -> dict[str, Any]:
-    text = "There are weights only: give predictions with --id and --predictions to learn what to ship."
+    text = "There are weights only: give predictions with --id and --ood to learn what to ship."
     reasons = [{"level": "warning", "code": "no_predictions", "target": None, "text": text}]
     reasons += [{"level": "warning", "code": "left_out", "target": None, "text": note} for note in notes]
     return {
@@ -293,7 +293,7 @@ def _confirmation(
             "warning",
             "no_ood",
             "No labelled OOD data: whether the choice carries over to other domains is not confirmed. Give "
-            "predictions on a domain that training never saw, with --predictions.",
+            "predictions on a domain that training never saw, with --ood.",
         )
         return (
             "low",

@@ -22,10 +22,10 @@ from mirepoix.landscape._per_sample import (
     check_finite,
     check_shape,
     domain_indices,
-    finite,
     mean_intervals,
     plain,
     read_targets,
+    terms_to_dict,
     unit_intervals,
 )
 from mirepoix.types import InputError, Weights
@@ -96,7 +96,7 @@ class BiasVariance:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is not finite becomes ``None``."""
-        return _to_dict(self)
+        return terms_to_dict(self)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class BiasVarianceCovariance:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is not finite becomes ``None``."""
-        return _to_dict(self)
+        return terms_to_dict(self)
 
 
 @dataclass(frozen=True)
@@ -583,19 +583,6 @@ def _as_given(caller: str, block: Array, given: Given, part: slice, axes: Sequen
                 "given='logits', or given='values' for predictions that are not probabilities."
             )
     return block
-
-
-def _to_dict(found: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in found.__dataclass_fields__:
-        value = getattr(found, name)
-        if isinstance(value, Interval):
-            values[name] = plain(value)
-        elif name == "domains":
-            values[name] = {str(domain): _to_dict(each) for domain, each in value.items()}
-        else:
-            values[name] = finite(value) if isinstance(value, float) else value
-    return values
 
 
 def _check_members(members: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mirepoix.landscape._per_sample import finite, float64
 from mirepoix.seeds import stream
 from mirepoix.types import InputError, Weights
 from mirepoix.weights import interpolate
@@ -143,20 +144,20 @@ class Connection:
             "points": [
                 {
                     "coefficients": list(point.coefficients),
-                    "value": _finite(point.value),
-                    "chord": _finite(point.chord),
-                    "drop": _finite(point.drop),
+                    "value": finite(point.value),
+                    "chord": finite(point.chord),
+                    "drop": finite(point.drop),
                 }
                 for point in self.points
             ],
             "higher_is_better": self.higher_is_better,
-            "barrier": _finite(self.barrier),
+            "barrier": finite(self.barrier),
             "at": list(self.worst.coefficients),
             "tolerance": self.tolerance,
             "samples": self.samples,
             "margin": self.margin,
             "connected": self.connected,
-            "curved": _finite(self.curved),
+            "curved": finite(self.curved),
             "concave": self.concave,
         }
 
@@ -257,7 +258,7 @@ def evaluate(
     if refresh is not None and 1 not in coefficients:
         theta = refresh(theta)
     value = score(theta)
-    value = value.detach().cpu() if hasattr(value, "detach") else value
+    value = float64(value) if hasattr(value, "detach") else value
     try:
         array = np.asarray("none" if value is None else value, dtype=np.float64)  # NumPy makes None a NaN
     except (TypeError, ValueError):
@@ -321,7 +322,3 @@ def _margin(drops: NDArray[np.float64], seed: int) -> float:
 
 def _or_infinite(drop: float) -> float:
     return math.inf if math.isnan(drop) else drop
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -26,8 +26,8 @@ from mirepoix.landscape._per_sample import (
     domain_indices,
     log_softmax,
     mean_intervals,
-    plain,
     read_targets,
+    terms_to_dict,
     unit_intervals,
 )
 from mirepoix.types import InputError
@@ -54,7 +54,8 @@ class Ambiguity:
         ensemble_error: Of the average of logits: ``member_error - ambiguity``.
         member_error: The mean over members.
         ambiguity: :math:`\frac1M \sum_i KL(\bar q \,\Vert\, p_i)`, what averaging gains; at least 0.
-        probability_gain: What averaging probabilities instead would gain, at least 0 too.
+        probability_gain: What averaging probabilities instead would gain, at least 0 too; NaN where that and
+            ``member_error`` are infinite.
         members: How many.
         samples: How many the means are over.
         domains: The same for each domain alone; empty where no domains were given.
@@ -70,7 +71,7 @@ class Ambiguity:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is not finite becomes ``None``."""
-        return _to_dict(self)
+        return terms_to_dict(self)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class CrossEntropyDecomposition:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is not finite becomes ``None``."""
-        return _to_dict(self)
+        return terms_to_dict(self)
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class DiversityEffect:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is not finite becomes ``None``."""
-        return _to_dict(self)
+        return terms_to_dict(self)
 
 
 def ambiguity(
@@ -418,16 +419,3 @@ def _log_mean_exp(log_p: Array) -> Array:
     highest = np.where(np.isfinite(highest), highest, 0.0)
     with np.errstate(divide="ignore"):
         return np.asarray(highest + np.log(np.exp(log_p - highest).mean(axis=0)))
-
-
-def _to_dict(found: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in found.__dataclass_fields__:
-        value = getattr(found, name)
-        if isinstance(value, Interval):
-            values[name] = plain(value)
-        elif name == "domains":
-            values[name] = {str(domain): _to_dict(each) for domain, each in value.items()}
-        else:
-            values[name] = value
-    return values

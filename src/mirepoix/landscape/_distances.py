@@ -130,6 +130,10 @@ def _normalised(
 ) -> Float[Tensor, "objects objects"]:
     # Not by a product of matrices: its cancellation gives copies of a point a distance, and that a gradient of NaN.
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    if not bool(distances.isfinite().all()):
+        raise InputError(
+            f"distances between the objects in {which} are too large for {x.dtype}: scale the features down."
+        )
     constant: float | Tensor
     match normalisation:
         case "quantile":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mirepoix.landscape._hessian_diagonal import check_method, diagonal_of
 from mirepoix.landscape._loss import MeanLoss
+from mirepoix.landscape._per_sample import finite
 from mirepoix.types import Batch, InputError, Weights
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def gradient_variance(
                 [2.]], dtype=torch.float64)
 
     References:
-        Rame et al. (2022), Fishr, equation 2; thesis, appendix E.3.2.3.
+        Rame et al. (2022), Fishr; thesis, appendix E.3.2.3.
     """
     loss = MeanLoss("gradient_variance", model, theta, batches, names)
     return loss.named(_variance(loss, centred, chunk))
@@ -168,7 +169,7 @@ def domain_invariance(
             parameter is of the head.
 
     References:
-        Thesis, tables E.1 and E.2; Rame et al. (2022), Fishr, section 4.
+        Thesis, tables E.1 and E.2; Rame et al. (2022), Fishr.
     """
     import torch
 
@@ -254,7 +255,4 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+    return {name: finite(value) if isinstance(value, float) else value for name, value in values.items()}

@@ -133,7 +133,7 @@ def angles(thetas: Sequence[Weights], origin: Weights) -> Angles:
         (90.0, (3.0, 2.0))
 
     References:
-        Ilharco et al. (2023), Editing models with task arithmetic, section 4.
+        Ilharco et al. (2023), Editing models with task arithmetic.
     """
     gram = inner_products(thetas, origin)
     norms = np.sqrt(np.diagonal(gram))

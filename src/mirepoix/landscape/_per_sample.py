@@ -29,6 +29,7 @@ __all__ = [
     "mean_intervals",
     "plain",
     "read_targets",
+    "terms_to_dict",
     "unit_intervals",
 ]
 
@@ -94,7 +95,11 @@ def log_softmax(logits: Array, caller: str, part: slice, axes: Sequence[str]) ->
 
 def read_targets(caller: str, labels: Any, samples: int, classes: int, *, distribution: bool) -> Array:
     """Labels as ``(samples, classes)``: one-hot of classes, or the numbers that were given."""
-    values = labels.detach().cpu().numpy() if hasattr(labels, "detach") else np.asarray(labels)
+    if hasattr(labels, "detach"):
+        labels = labels.detach().cpu()
+        half = labels.is_floating_point() and labels.itemsize < 4  # NumPy has no bfloat16
+        labels = (labels.float() if half else labels).numpy()
+    values = np.asarray(labels)
     if np.issubdtype(values.dtype, np.integer):
         if values.shape != (samples,):
             raise InputError(
@@ -182,3 +187,17 @@ def plain(interval: Interval | None) -> dict[str, float | None] | None:
         "high": finite(interval.high),
         "level": interval.level,
     }
+
+
+def terms_to_dict(found: Any) -> dict[str, Any]:
+    """A decomposition, and those of its domains, as plain values."""
+    values: dict[str, Any] = {}
+    for name in found.__dataclass_fields__:
+        value = getattr(found, name)
+        if isinstance(value, Interval):
+            values[name] = plain(value)
+        elif name == "domains":
+            values[name] = {str(domain): terms_to_dict(each) for domain, each in value.items()}
+        else:
+            values[name] = finite(value) if isinstance(value, float) else value
+    return values

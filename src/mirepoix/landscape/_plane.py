@@ -131,8 +131,8 @@ def plane(
         Place(x=1.0, y=1.0, value=2.0)
 
     References:
-        Garipov et al. (2018), Loss surfaces, mode connectivity and fast ensembling of DNNs, appendix A; Izmailov et
-        al. (2018), section 3.3.
+        Garipov et al. (2018), Loss surfaces, mode connectivity and fast ensembling of DNNs; Izmailov et al. (2018),
+        Averaging weights leads to wider optima and better generalization.
     """
     thetas = [a, b, c]
     length, along, height = _triangle(thetas)

@@ -77,7 +77,7 @@ def rtd(
             root of the number of features (``"dimension"``), or a number for both.
         longest: Only this many of the longest bars in each direction; all by default.
         subsets: How many random subsets, if there are more objects than ``subset_size``.
-        subset_size: How many objects each has. Time grows with about the third power: see the documentation.
+        subset_size: How many objects each has. Time grows with about the third power.
         engine: ``"gudhi"``, or ``"simplex_tree"``: the same values, much slower.
         seed: Of the subsets.
 
@@ -99,7 +99,7 @@ def rtd(
 
     References:
         Barannikov et al. (2022), Representation topology divergence: a method for comparing neural network
-        representations, algorithms 1 and 2: 10 subsets of 500 objects.
+        representations; 10 subsets of 500 objects are those of its public code.
     """
     p, q = (x.detach().cpu().double() for x in clouds("rtd", p, q))
     directions = []
@@ -157,7 +157,7 @@ def rtd_loss(
         (1.0, [-0.5, 1.0, -0.5])
 
     References:
-        Trofimov et al. (2023), Learning topology-preserving data representations, section 4.2 (the gradient);
+        Trofimov et al. (2023), Learning topology-preserving data representations (the gradient);
         Sadrtdinov et al. (2023), To stay or not to stay in the pre-train basin (SSE).
     """
     if gradient not in ("exact", "transfer"):
@@ -204,7 +204,7 @@ def directed_rtd(
         (tensor(0.5000), tensor(0.))
 
     References:
-        Barannikov et al. (2022), definition of R-cross-barcode, and algorithm 1.
+        Barannikov et al. (2022): the R-cross-barcode.
     """
     d_p, d_q = checked_distances("directed_rtd", d_p, d_q)
     return _total(d_p, d_q, _bars(_array(d_p), _array(d_q), longest, engine), None)

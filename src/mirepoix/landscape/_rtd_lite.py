@@ -112,7 +112,7 @@ def rtd_lite_loss(
         (1.0, [-0.5, 1.0, -0.5])
 
     References:
-        Tulchinskii et al. (2025), RTD-Lite, the section on gradients.
+        Tulchinskii et al. (2025), RTD-Lite.
     """
     p, q = clouds("rtd_lite_loss", p, q)
     d_p, d_q = both_distances(p, q, normalisation, detach=detach_normalisation)
@@ -150,7 +150,7 @@ def rtd_lite_barcode(
         tensor([[1., 2.]], dtype=torch.float64)
 
     References:
-        Tulchinskii et al. (2025), RTD-Lite, the algorithm of the barcode.
+        Tulchinskii et al. (2025), RTD-Lite.
     """
     a, b = (d.detach().cpu().double().numpy() for d in checked_distances("rtd_lite_barcode", d_p, d_q))
     nearer = np.minimum(a, b)

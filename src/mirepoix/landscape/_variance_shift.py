@@ -240,6 +240,9 @@ def empirical_ntk(
         raise InputError(f"block: expected at least 1 image, got {block}.")
     rest = {name: value.detach() for name, value in theta.items()}
     moving = {name: rest.pop(name) for name in wanted}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name not in parameters:
+            rest.pop(name, None)  # tied to another, which it follows
 
     def logits(some: dict[str, Tensor], image: Tensor) -> Tensor:
         out = functional_call(model, {**rest, **some}, (image[None],))
@@ -353,7 +356,7 @@ def mmd(
         tensor(1., dtype=torch.float64)
 
     References:
-        Gretton et al. (2012), A kernel two-sample test, lemma 6.
+        Gretton et al. (2012), A kernel two-sample test.
     """
     k_ss, k_st, k_tt = _kernels("mmd", k_ss, k_st, k_tt, least=2)
     return _off_diagonal_mean(k_ss) + _off_diagonal_mean(k_tt) - 2 * k_st.mean()

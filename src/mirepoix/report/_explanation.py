@@ -110,10 +110,10 @@ class _Page:
 
 
 def write_explanation(content: Mapping[str, Any], out: Path, *, parquet: bool = False) -> Path:
-    """Write ``figures/NAME.svg``, ``.png`` and ``.csv``, ``explanation.json`` and, last, ``explanation.html``.
+    """Write ``figures/NAME.svg``, ``.png`` and ``.csv``, ``explanation.json`` and ``explanation.html``.
 
-    Everything is rendered before anything is written, and each file replaces its predecessor in one step. Equal
-    contents give equal bytes. The page loads nothing from elsewhere.
+    Everything is written under other names before any file is replaced. Equal contents give equal bytes. The page
+    loads nothing from elsewhere.
 
     Args:
         content: From `mirepoix.evidence.explain`.
@@ -126,15 +126,12 @@ def write_explanation(content: Mapping[str, Any], out: Path, *, parquet: bool = 
     Raises:
         InputError: Without pyarrow, for ``parquet``.
     """
-    from mirepoix.checkpoints import write_atomically, write_json
-
     out = Path(out)
     printable = cleaned(dict(content))
     figures = shown_figures(printable)
     page = _html(printable, figures)
-    write_figures([figure.drawn for figure in figures], out / "figures", parquet=parquet)
-    write_json(out / "explanation.json", dict(content))
-    write_atomically(out / "explanation.html", page)
+    also = {out / "explanation.html": page, out / "explanation.json": dict(content)}
+    write_figures([figure.drawn for figure in figures], out / "figures", parquet=parquet, also=also)
     return out / "explanation.html"
 
 

@@ -565,7 +565,8 @@ def _terms(terms: Mapping[str, Any], number: int) -> Shown | None:
                 section="why",
                 alt=f"Bias, variance, covariance and locality on {terms['target']}. {reading}",
                 caption="More members lower the variance part only. The rest is what averaging weights, and not "
-                f"predictions, costs. From {terms['replicates']} data seeds; lines: 95 % intervals over images.",
+                f"predictions, costs; members lie {terms['locality']['distance']:.3g} from their average, by weights. "
+                f"From {terms['replicates']} data seeds; lines: 95 % intervals over images.",
                 size=(380, 70 + 34 * len(parts)),
                 draw=draw,
             ),

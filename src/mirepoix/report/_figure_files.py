@@ -7,12 +7,13 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirepoix.checkpoints import atomic_path, write_atomically
+from mirepoix.checkpoints import atomic_path, write_json
 from mirepoix.report._figures import _RC, COLORS, Plot, _inches
 from mirepoix.types import InputError
 
@@ -54,19 +55,25 @@ def check_folder(folder: Path | None, *, parquet: bool) -> None:
 
 
 def write_figures(
-    figures: Iterable[Drawn], folder: str | os.PathLike[str], *, parquet: bool = False
+    figures: Iterable[Drawn],
+    folder: str | os.PathLike[str],
+    *,
+    parquet: bool = False,
+    also: Mapping[Path, Any] | None = None,
 ) -> list[Path]:
-    """Write ``NAME.svg``, ``NAME.png`` and ``NAME.csv`` for each figure, whole or not at all.
+    """Write ``NAME.svg``, ``NAME.png`` and ``NAME.csv`` for each figure, all of them or none.
 
-    All is drawn before anything is written. The picture is in the light theme. Equal figures give equal bytes.
+    All is drawn, and written under other names, before any file is replaced: a disk that is full changes nothing. The
+    picture is in the light theme. Equal figures give equal bytes.
 
     Args:
         figures: Of different names.
         folder: Made if it does not exist.
         parquet: Write ``NAME.parquet`` too, for which pyarrow is needed.
+        also: What belongs to the figures, by its file: a text, or else a value that is written as JSON.
 
     Returns:
-        The files, in the order written.
+        The files of the figures.
 
     Raises:
         InputError: For a name that comes twice, or that is no name of a file; without pyarrow.
@@ -85,13 +92,25 @@ def write_figures(
         contents[folder / f"{figure.plot.name}.svg"] = figure.plot.svg(inline=False)
         contents[folder / f"{figure.plot.name}.png"] = png(figure.plot)
         contents[folder / f"{figure.plot.name}.csv"] = _csv(figure)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, content in contents.items():
-        write_atomically(path, content)
-    written = list(contents)
-    if parquet:
-        written += [_write_parquet(figure, folder / f"{figure.plot.name}.parquet") for figure in figures]
-    return written
+    tables = {folder / f"{figure.plot.name}.parquet": figure for figure in figures if parquet}
+    with ExitStack() as stack:
+
+        def place(path: Path) -> Path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(atomic_path(path))
+
+        # Names are given at the end, those of the figures first.
+        for path, value in (also or {}).items():
+            temporary = place(path)
+            if isinstance(value, str):
+                temporary.write_text(value, encoding="utf-8", newline="")
+            else:
+                write_json(temporary, value)
+        for path, figure in tables.items():
+            _write_parquet(figure, place(path))
+        for path, content in contents.items():
+            place(path).write_bytes(content.encode() if isinstance(content, str) else content)
+    return [*contents, *tables]
 
 
 def png(plot: Plot) -> bytes:
@@ -174,10 +193,8 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _write_parquet(figure: Drawn, path: Path) -> Path:
+def _write_parquet(figure: Drawn, path: Path) -> None:
     pyarrow = _pyarrow()
     columns: Sequence[Sequence[Any]] = list(zip(*figure.rows, strict=True)) or [()] * len(figure.columns)
     table = pyarrow.table(dict(zip(figure.columns, map(list, columns), strict=True)))
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
-    return path
+    pyarrow.parquet.write_table(table, path)

@@ -31,6 +31,7 @@ _LINES = ("-", "--", "-.", ":")
 _SIZE = (380.0, 260.0)
 _LEVELS = 16  # of opacity
 _FAINT, _FULL = 0.08, 0.95
+_READABLE = 0.5  # the fullest cell on which a number in ink has a contrast of 4.5 in both themes
 _WRITTEN = 9  # members up to which each value is written in its cell
 _NAMED = 24  # members up to which each is named
 
@@ -86,20 +87,12 @@ def draw_heatmap(
     low, high = _range(values[off])
 
     def draw(figure: Figure) -> None:
-        axes, scale = _with_scale(figure, low, high, measure, write, shown=len(names) > _WRITTEN)
-        _cells(axes, values, off, low, high)
+        axes = _with_scale(figure, low, high, measure, write, shown=len(names) > _WRITTEN)
+        _cells(axes, values, off, low, high, _READABLE if len(names) <= _WRITTEN else _FULL)
         if len(names) <= _WRITTEN:
             for i, j in zip(*off.nonzero(), strict=True):
-                filled = _opacity(values[i, j], low, high) > 0.5
-                axes.text(
-                    j,
-                    i,
-                    _written(values[i, j], write),
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    color=_ink("surface" if filled else "ink"),
-                )
+                text = _written(values[i, j], write)
+                axes.text(j, i, text, ha="center", va="center", fontsize=9, color=_ink("ink"))
         for k in range(1, len(kinds)):
             if kinds[k] != kinds[k - 1]:
                 axes.axhline(k - 0.5, color=_ink("ink"), linewidth=1.2)
@@ -119,7 +112,6 @@ def draw_heatmap(
             axes.set_ylabel("member")
         if title:
             axes.set_title(_short(title, 48), loc="left")
-        del scale
 
     told = _told(values[off], write)
     grouped = f" Lines part the groups {', '.join(dict.fromkeys(kinds))}." if len(set(kinds)) > 1 else ""
@@ -351,7 +343,7 @@ def draw_plane(
     named = {str(cleaned(mark)): place for mark, place in marks.items()}
 
     def draw(figure: Figure) -> None:
-        axes, _ = _with_scale(figure, low, high, what, write, shown=True)
+        axes = _with_scale(figure, low, high, what, write, shown=True)
         if low < high:
             edges = np.linspace(low, high, 11)
             middles = (edges[:-1] + edges[1:]) / 2
@@ -416,13 +408,13 @@ def _range(values: NDArray[np.float64]) -> tuple[float, float]:
     return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
 
 
-def _opacity(value: float, low: float, high: float) -> float:
+def _opacity(value: float, low: float, high: float, full: float = _FULL) -> float:
     """From faint to full; 0 where there is no value."""
     if math.isnan(value):
         return 0.0
     share = 0.5 if low == high else (value - low) / (high - low)
     level = round(min(max(share, 0.0), 1.0) * (_LEVELS - 1)) / (_LEVELS - 1)
-    return _FAINT + (_FULL - _FAINT) * level
+    return _FAINT + (full - _FAINT) * level
 
 
 def _faded(opacity: float) -> tuple[float, ...]:
@@ -432,7 +424,12 @@ def _faded(opacity: float) -> tuple[float, ...]:
 
 
 def _cells(
-    axes: Axes, values: NDArray[np.float64], shown: NDArray[np.bool_], low: float, high: float
+    axes: Axes,
+    values: NDArray[np.float64],
+    shown: NDArray[np.bool_],
+    low: float,
+    high: float,
+    full: float,
 ) -> None:
     """One path for each level of opacity: a page need not hold a thousand squares."""
     from matplotlib.patches import PathPatch
@@ -443,7 +440,7 @@ def _cells(
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
     levels: dict[float, list[NDArray[np.float64]]] = {}
     for i, j in zip(*shown.nonzero(), strict=True):
-        opacity = _opacity(values[i, j], low, high)
+        opacity = _opacity(values[i, j], low, high, full)
         levels.setdefault(opacity, []).append(square + np.array([j, i]))
     for opacity, squares in sorted(levels.items()):
         if opacity:
@@ -453,10 +450,11 @@ def _cells(
 
 def _with_scale(
     figure: Figure, low: float, high: float, what: str, write: Callable[[float], str], *, shown: bool
-) -> tuple[Axes, Axes | None]:
+) -> Axes:
     """The axes of the drawing, and beside them what each opacity means."""
     if not shown:
-        return figure.subplots(), None
+        axes: Axes = figure.subplots()
+        return axes
     from matplotlib.patches import Rectangle
 
     axes, scale = figure.subplots(ncols=2, width_ratios=(22, 1))
@@ -476,7 +474,7 @@ def _with_scale(
     scale.set_ylabel(_short(what, 40))
     for spine in scale.spines.values():
         spine.set_visible(False)
-    return axes, scale
+    return axes
 
 
 # Words.
