@@ -43,7 +43,7 @@ app = typer.Typer(
 for verb in (run, report, check, soup, connect, landscape, convert, inspect, rebuild):
     app.command()(verb)
 app.command(cls=taking_many("--ood"))(diversity)
-app.command(cls=taking_many("--predictions", "--id", "--weights"))(explain)
+app.command(cls=taking_many("--id", "--ood", "--weights"))(explain)
 app.add_typer(domainbed, name="domainbed")
 
 

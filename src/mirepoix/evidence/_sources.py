@@ -110,8 +110,7 @@ def source_of_folder(folder: str | os.PathLike[str]) -> Source:
             for members in the report that have no predictions; for records that are missing or damaged.
     """
     folder = Path(folder)
-    # A job that has not finished has no report either; only an export has starts.
-    if (folder / "starts").is_dir() and not (folder / "report.json").exists():
+    if (folder / "starts").is_dir() and not (folder / "job.json").exists():
         return _exported(folder)
     report = read_report(folder)
     try:
@@ -140,8 +139,14 @@ def source_of_folder(folder: str | os.PathLike[str]) -> Source:
                 sides = _sides(folder, stem, KEPT)
                 _check_finished(folder, sides, finished)
                 block = _block(folder, stem, sides, f"{target}, seed {seed}" if several else target)
+                start = folder / "starts" / f"{stem}.safetensors"
                 block = replace(
-                    block, target=target, data_seed=seed, recorded=recorded, notes=tuple(diverged)
+                    block,
+                    target=target,
+                    data_seed=seed,
+                    start=start if start.is_file() else None,
+                    recorded=recorded,
+                    notes=tuple(diverged),
                 )
                 blocks.append(_without_zeros(_without_diverged(block)))
         facts = [

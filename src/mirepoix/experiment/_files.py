@@ -25,6 +25,7 @@ def keep(
     recipe: Recipe,
     split: Split,
     network: NetworkSpec,
+    start: Weights,
     numbers: Sequence[int],
     models: Mapping[str, Any],
     kept: Sequence[int],
@@ -38,6 +39,7 @@ def keep(
         recipe: What was done.
         split: For which target and data seed.
         network: What the weights belong to.
+        start: Where the members began.
         numbers: Of the runs that are members.
         models: All weights by name: ``run-0`` and so on, then the soups.
         kept: Places in ``numbers`` of the members of the greedy soup.
@@ -83,6 +85,17 @@ def keep(
             "classes": list(split.task.classes),
         }
         write_weights(path, theta, record=record)
+
+    path = out / "starts" / f"{folder}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    record = {
+        **origin,
+        "equation": "theta_pt with the head of the members",
+        "fingerprint": fingerprint(start),
+    }
+    write_weights(
+        path, start, record={**record, "network": network.to_dict(), "classes": list(split.task.classes)}
+    )
 
     predictions = out / "predictions"
     predictions.mkdir(exist_ok=True)

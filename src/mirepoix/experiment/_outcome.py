@@ -140,7 +140,18 @@ def outcome_of(job: Job, split: Split) -> Outcome:
         "kept": [numbers[i] for i in combined.soup.kept],
         "scores": list(combined.soup.scores),
     }
-    keep(job.out, job.recipe, split, job.start.network, numbers, models, combined.soup.kept, validation, test)
+    keep(
+        job.out,
+        job.recipe,
+        split,
+        job.start.network,
+        start,
+        numbers,
+        models,
+        combined.soup.kept,
+        validation,
+        test,
+    )
     return outcome
 
 
