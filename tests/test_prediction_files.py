@@ -239,13 +239,24 @@ def test_files_that_do_not_fit_each_other_are_named(tmp_path, labels_file):
     ):
         np.save(tmp_path / f"{name}.npy", array)
         refused([tmp_path / "a.npy", tmp_path / f"{name}.npy"], message, labels=labels_file)
+    np.save(tmp_path / "turned.npy", scores(1)[0].T)
+    turned = f"{tmp_path / 'turned.npy'}: expected 4 samples of 3 classes as in {tmp_path / 'a.npy'}, got 3 samples of "
+    for paths in (["a", "turned"], ["turned", "a"], ["turned", "a", "a"], ["a", "turned", "wide"]):
+        refused(
+            [tmp_path / f"{name}.npy" for name in paths],
+            f"{turned}4 classes: transposed?",
+            labels=labels_file,
+        )
+    few = [tmp_path / f"{name}.npy" for name in ("fewer", "a", "a")]
+    refused(few, f"{few[0]}: expected 4 samples as in {few[1]}, got 3", labels=labels_file)
     one = write_table(
         tmp_path / "one.csv", scores(1)[0], label=[0, 2, 1, 1], sample=list("abcd"), domain=list("pppq")
     )
     two = tmp_path / "two.csv"
     for header, columns, message in (
         (("ant", "cat", "bee"), {}, f"{two}: expected the class 'bee' as in {one}, got 'cat'"),
-        (CLASSES, {"label": [0, 2, 1, 0]}, "row 3, counted from 0, is 0 here and 1 there"),
+        (CLASSES, {"label": [0, 2, 1, 0]}, "row 3, counted from 0, is 0 here and 1 there. 1 row differs"),
+        (CLASSES, {"label": [0, 2, 0, 0]}, "row 2, counted from 0, is 0 here and 1 there. 2 rows differ:"),
         (CLASSES, {"sample": list("abdc")}, "row 2, counted from 0, is d here and c there"),
         (CLASSES, {"domain": list("qppq")}, "expected the domains of"),
     ):
@@ -255,12 +266,17 @@ def test_files_that_do_not_fit_each_other_are_named(tmp_path, labels_file):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 2], "expected 4 labels, one per sample, got 3"),
+        ([0, 1], "expected 4 labels, one per sample of "),
+        ([0, 1], "a.npy, got 2."),
         ([0, 1, 2, 3], "expected labels from 0 to 2, got 3 in row 3"),
         ([0, -1, 2, 1], "got -1 in row 1"),
         ([0.0, 0.5, 1.0, 2.0], "got 0.5 in row 1"),
         ([0.0, np.nan, 1.0, 2.0], "got nan in row 1"),
-        (["0", "dog", "1", "2"], "among the classes 0, 1, 2, or their numbers from 0, got 'dog'"),
+        (["0", "dog", "1", "2"], "as the predictions do not name their classes, got 'dog'. Name the classes"),
+        (["ant", "bee", "cat", "bee"], "as 'classes' in an .npz, or in the header of a .csv"),
+        ([1, 3, 2, 2], "the labels run from 1 to 3, and there are 3 classes 0 to 2: subtract 1"),
+        (["1", "3", "2", "2"], "the labels run from 1 to 3, and there are 3 classes 0 to 2: subtract 1"),
+        ([0, 3, 2, 2], "expected labels from 0 to 2, got 3 in row 1"),
         ([[0, 1], [1, 2]], "expected one label per sample, got an array of shape (2, 2)"),
     ],
 )
@@ -293,6 +309,7 @@ def test_scores_that_are_no_numbers_are_named_with_their_row(tmp_path, labels_fi
         for probabilities in (None, True, False):
             refused(path, message, labels=labels_file, probabilities=probabilities)
             refused(path, "in row 2 of member 1", labels=labels_file, probabilities=probabilities)
+            refused(path, "; 1 row in all.", labels=labels_file, probabilities=probabilities)
     wrong = scores(1)
     wrong[0, 3] = -np.inf
     np.save(path, wrong)
@@ -335,6 +352,17 @@ def test_arrays_of_a_wrong_kind_are_named(tmp_path, labels_file):
     refused(path, "expected arrays saved by NumPy", labels=labels_file)
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 broken")
     refused(tmp_path / "x.npz", "expected arrays saved by NumPy")
+
+
+def test_scores_that_are_transposed_against_their_labels_are_named(tmp_path, labels_file):
+    path = tmp_path / "x.npy"
+    np.save(path, scores(1)[0].T)
+    with pytest.raises(
+        InputError, match=r"got 4\. The scores of .*x\.npy are 3 samples of 4 classes: transposed"
+    ):
+        read_predictions(path, labels=labels_file)
+    np.savez(tmp_path / "x.npz", logits=scores(1)[0].T, labels=LABELS)
+    refused(tmp_path / "x.npz", "got an array of shape (4,). The scores of")
 
 
 def test_archives_say_what_they_lack(tmp_path):

@@ -84,8 +84,7 @@ def read_predictions(
     if not several:
         raise InputError("predictions: expected at least one file, got none.")
     parts = [_read(Path(path), probabilities) for path in several]
-    for part in parts[1:]:
-        _check_shapes(parts[0], part)
+    _check_shapes(parts)
     _check_samples(parts)
     classes = _agreed_classes(parts)
     told = [(str(part.path), part.labels) for part in parts if part.labels is not None]
@@ -97,7 +96,9 @@ def read_predictions(
             "FILE (--ood-labels for files of --ood), or labels=FILE in Python."
         )
     samples = parts[0].scores.shape[1]
-    found = [(where, _label_indices(where, values, classes, samples)) for where, values in told]
+    for where, values in told:
+        _check_count(where, values, parts[0])
+    found = [(where, _label_indices(where, values, classes)) for where, values in told]
     for where, values in found[1:]:
         _check_equal(found[0], (where, values), "labels")
     domains, domain_names = _agreed_domains(parts, samples)
@@ -229,13 +230,13 @@ def _archive(path: Path) -> tuple[_Part, bool | None]:
             "numpy.savez(path, logits=..., labels=...)."
         )
     scores = _scores(path, arrays[keys[0]])
-    domains = _vector(path, arrays, "domains", scores.shape[1])
+    domains = _vector(path, arrays, "domains", scores)
     part = _Part(
         path,
         scores,
         _texts(_vector(path, arrays, "members")) or (),
         _texts(_vector(path, arrays, "classes")),
-        _vector(path, arrays, "labels", scores.shape[1]),
+        _vector(path, arrays, "labels", scores),
         _texts(domains),
         None if domains is None else tuple(str(name) for name in np.unique(domains)),
     )
@@ -243,14 +244,19 @@ def _archive(path: Path) -> tuple[_Part, bool | None]:
 
 
 def _vector(
-    path: Path, arrays: Mapping[str, NDArray[Any]], name: str, length: int | None = None
+    path: Path, arrays: Mapping[str, NDArray[Any]], name: str, scores: Tensor | None = None
 ) -> NDArray[Any] | None:
+    """The array of this name, of the length of the samples where scores are given."""
     if name not in arrays:
         return None
     array = arrays[name]
+    length = None if scores is None else scores.shape[1]
     if array.ndim != 1 or (length is not None and len(array) != length):
         expected = "one per member or class" if length is None else f"one per sample, {length}"
-        raise InputError(f"{path}: '{name}': expected {expected}, got an array of shape {array.shape}.")
+        raise InputError(
+            f"{path}: '{name}': expected {expected}, got an array of shape {array.shape}."
+            f"{_turned(path, scores, array) if scores is not None else ''}"
+        )
     return array
 
 
@@ -454,9 +460,13 @@ def _check_numbers(path: Path, scores: Tensor) -> None:
             else "one is infinity"
         )
         raise InputError(
-            f"{path}: expected scores that are numbers; {_place(member, sample, scores)}, {what}. Rows that are wrong: "
-            f"{int(wrong.sum())}."
+            f"{path}: expected scores that are numbers; {_place(member, sample, scores)}, {what}; "
+            f"{_rows(int(wrong.sum()))} in all."
         )
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'}"
 
 
 def _place(member: int, sample: int, scores: Tensor) -> str:
@@ -467,14 +477,46 @@ def _place(member: int, sample: int, scores: Tensor) -> str:
 # Agreement.
 
 
-def _check_shapes(first: _Part, part: _Part) -> None:
-    for axis, what in ((1, "samples"), (2, "classes")):
-        expected, got = first.scores.shape[axis], part.scores.shape[axis]
-        if expected != got:
+def _check_shapes(parts: Sequence[_Part]) -> None:
+    """As many samples and classes in all; the file that differs from most is named."""
+    shapes = [(part.scores.shape[1], part.scores.shape[2]) for part in parts]
+    counts = Counter(shapes)
+    # Of two that are each other's transpose as often, the one with more samples than classes is right.
+    usual = max(shapes, key=lambda shape: (counts[shape], shape[::-1] in counts and shape[0] > shape[1]))
+    like = parts[shapes.index(usual)]
+    for part, shape in zip(parts, shapes, strict=True):
+        if shape == usual:
+            continue
+        if shape == usual[::-1]:
             raise InputError(
-                f"{part.path}: expected {expected} {what} as in {first.path}, got {got}. Members must see the same "
-                "samples, in the same order, and know the same classes."
+                f"{part.path}: expected {usual[0]} samples of {usual[1]} classes as in {like.path}, got {shape[0]} "
+                f"samples of {shape[1]} classes: transposed? Write scores as (samples, classes)."
             )
+        axis = 0 if shape[0] != usual[0] else 1
+        raise InputError(
+            f"{part.path}: expected {usual[axis]} {('samples', 'classes')[axis]} as in {like.path}, got "
+            f"{shape[axis]}. Members must see the same samples, in the same order, and know the same classes."
+        )
+
+
+def _check_count(where: str, labels: NDArray[Any], part: _Part) -> None:
+    samples = part.scores.shape[1]
+    if len(labels) != samples:
+        raise InputError(
+            f"{where}: expected {samples} labels, one per sample of {part.path}, got {len(labels)}."
+            f"{_turned(part.path, part.scores, labels)}"
+        )
+
+
+def _turned(path: Path, scores: Tensor, told: NDArray[Any]) -> str:
+    """Advice where there are as many labels as classes."""
+    samples, classes = scores.shape[1:]
+    if len(told) != classes:
+        return ""
+    return (
+        f" The scores of {path} are {samples} samples of {classes} classes: transposed? Write them as "
+        "(samples, classes)."
+    )
 
 
 def _check_samples(parts: Sequence[_Part]) -> None:
@@ -523,20 +565,22 @@ def _check_equal(first: tuple[str, NDArray[Any]], second: tuple[str, NDArray[Any
         row = int(differ[0])
         raise InputError(
             f"{second[0]}: expected the {what} of {first[0]}; row {row}, counted from 0, is {second[1][row]} here and "
-            f"{first[1][row]} there. {len(differ)} rows differ: members must see the same samples, in the same order."
+            f"{first[1][row]} there. {_rows(len(differ))} differ{'s' if len(differ) == 1 else ''}: members must "
+            "see the same samples, in the same order."
         )
 
 
-def _label_indices(
-    where: str, values: NDArray[Any], classes: tuple[str, ...], samples: int
-) -> NDArray[np.int64]:
+def _label_indices(where: str, values: NDArray[Any], classes: tuple[str, ...]) -> NDArray[np.int64]:
     """Labels as numbers of classes, from numbers or names."""
-    if len(values) != samples:
-        raise InputError(f"{where}: expected {samples} labels, one per sample, got {len(values)}.")
     if values.dtype.kind in "fiub":
         whole = values.astype(np.int64) if np.isfinite(values).all() else np.zeros(0, dtype=np.int64)
         wrong = np.flatnonzero(whole != values) if len(whole) else np.flatnonzero(~np.isfinite(values))
         if not len(wrong):
+            if whole.min() >= 1 and whole.max() == len(classes):
+                raise InputError(
+                    f"{where}: the labels run from {whole.min()} to {whole.max()}, and there are {len(classes)} "
+                    f"classes 0 to {len(classes) - 1}: subtract 1."
+                )
             wrong = np.flatnonzero((whole < 0) | (whole >= len(classes)))
         if len(wrong):
             raise InputError(
@@ -555,14 +599,22 @@ def _label_indices(
     distinct = {str(name) for name in np.unique(names)}
     numbers = {name: number for number, name in enumerate(classes)}
     if not distinct <= set(classes):
-        # A number that is the name of a class too would have two meanings.
-        if not all(name.isdecimal() for name in distinct) or distinct & set(classes):
+        # A number that is the name of a class too would have two meanings, unless classes are called by number.
+        unnamed = classes == tuple(map(str, range(len(classes))))
+        decimal = all(name.isdecimal() for name in distinct)
+        if not decimal or (distinct & set(classes) and not unnamed):
             unknown = min(distinct - set(classes))
+            if unnamed:
+                raise InputError(
+                    f"{where}: expected labels from 0 to {len(classes) - 1}, as the predictions do not name their "
+                    f"classes, got {unknown!r}. Name the classes, in the order of the scores: as 'classes' in an "
+                    ".npz, or in the header of a .csv, .tsv or .parquet."
+                )
             raise InputError(
                 f"{where}: expected labels among the classes {', '.join(classes[:10])}"
                 f"{', ...' if len(classes) > 10 else ''}, or their numbers from 0, got {unknown!r}."
             )
-        return _label_indices(where, names.astype(np.int64), classes, samples)
+        return _label_indices(where, names.astype(np.int64), classes)
     return np.array([numbers[str(name)] for name in names], dtype=np.int64)
 
 

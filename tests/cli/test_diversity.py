@@ -61,8 +61,7 @@ def test_the_result_holds_every_measure_of_both_sets(files):
         for member, each in zip(MEMBERS, logits, strict=True):
             assert found["metrics"][member]["accuracy"] == pytest.approx(float(accuracy(each, labels)))
             assert found["metrics"][member]["nll"] == pytest.approx(float(nll(each, labels)))
-        mean = logits.softmax(-1).mean(0).log()
-        assert found["ensemble"]["nll"] == pytest.approx(float(nll(mean, labels)))
+        assert found["ensemble"]["nll"] == pytest.approx(float(nll(logits.mean(0), labels)))
         groups = found["groups"]["disagreement"]
         matrix = np.array(found["pairs"]["disagreement"])
         assert groups["within"]["value"] == pytest.approx((matrix[0, 1] + matrix[2, 3]) / 2)
@@ -90,7 +89,8 @@ def test_domains_are_measured_apart_where_there_are_several(files):
         assert domains[name]["values"]["ratio_error"] == pytest.approx(float(off.mean()))
     assert content["sets"]["OOD"]["domains"] == {}
     text = call("diversity", *ids).out
-    assert "ID domains" in text
+    assert "\ndomains" in text
+    assert "ID domains" in call("diversity", *ids, "--ood", *oods).out
     assert "OOD" not in text
 
 
@@ -112,7 +112,8 @@ def test_the_tables_show_members_measures_groups_and_pairs(files):
     assert lines[1][:2] == ["run0-step0", "run0"]
     labels, logits = make_logits(60, 0)
     assert lines[1][2] == f"{100 * (logits[0].argmax(-1) == labels).mean():.1f}"
-    assert [line[0] for line in lines[5:7]] == ["mean", "ensemble"]
+    assert lines[5][0] == "mean"
+    assert lines[6][:3] == ["ensemble", "of", "logits"]
     assert ["measure", "more", "diverse", "ID", "pairs", "OOD", "pairs"] in lines
     rows = {tuple(line[:2]): line for line in lines if len(line) > 2}
     assert len(rows["ratio-error", "higher"]) == 2 + 2 * 4  # value and "lowest to highest" of both sets
@@ -182,6 +183,68 @@ def test_without_groups_the_sets_share_a_histogram(files, tmp_path):
     assert drawn == {"ratio_error", "q_diversity", "disagreement"}
 
 
+def test_what_is_combined_of_the_members_is_left_aside(files):
+    from pathlib import Path
+
+    ids, oods = files
+    command = ("diversity", *ids, "--ood", *oods)
+    alone = json.loads(call(*command, "--json").out)
+    assert alone["left_aside"] == []
+    assert "left aside" not in call(*command).out
+    for folder, names in (("id", ("average", "Greedy")), ("ood", ("average", "wise"))):
+        for name in names:
+            Path(folder, f"{name}.npz").write_bytes(Path(folder, f"{MEMBERS[0]}.npz").read_bytes())
+    more = ("diversity", "id/average.npz", *ids, "id/Greedy.npz")
+    more += ("--ood", "ood/wise.npz", *oods, "ood/average.npz")
+    found = json.loads(call(*more, "--json").out)
+    assert found["left_aside"] == ["average", "Greedy", "wise"]
+    assert (found["members"], found["sets"]) == (alone["members"], alone["sets"])
+    text = call(*more).out
+    assert text.count("note: left aside, as they are combined of the others: average, Greedy, wise") == 1
+    lines = "".join(f"{member},x\n" for member in [*MEMBERS, "average"])
+    Path("groups.csv").write_text(lines)
+    assert call(*more, "--groups", "groups.csv").code == 0
+    result = call("diversity", ids[0], "id/average.npz")
+    assert result.code == 2
+    assert "got run0-step0 alone, beside average, combined of others" in result.err
+    result = call("diversity", "id/average.npz", "id/Greedy.npz")
+    assert result.code == 2
+    assert "got average, Greedy alone: these names mean what was combined of others" in result.err
+
+
+def test_without_ood_no_set_is_named(files, tmp_path):
+    ids, oods = files
+    out = tmp_path / "out"
+    result = call("diversity", *ids, "--group-by", r"^run\d", "--measures", "disagreement", "-o", out)
+    assert result.code == 0, result.err
+    lines = [line.split() for line in result.out.splitlines()]
+    assert lines[0] == ["member", "group", "accuracy,", "%", "nll", "ece,", "%"]
+    assert ["measure", "more", "diverse", "mean", "pairs"] in lines
+    assert ["pairs", "same", "group", "different", "groups", "difference"] in lines
+    assert not any("ID" in line for line in lines)
+    names = ("disagreement_pairs", "disagreement_histogram", "disagreement_against_accuracy")
+    drawn = {f"{name}.{end}" for name in names for end in ("svg", "png", "csv")}
+    assert {path.name for path in out.iterdir()} == drawn | {"diversity.json"}
+    assert call("diversity", *ids, "-o", tmp_path / "plain").code == 0
+    for name, column in (("histogram", "group"), ("against_accuracy", "series")):
+        with (tmp_path / "plain" / f"disagreement_{name}.csv").open(newline="") as file:
+            assert {row[column] for row in csv.DictReader(file)} == {"all pairs"}
+    assert "ID accuracy, %" in call("diversity", *ids, "--ood", *oods).out
+
+
+def test_members_that_exclude_different_classes_are_combined(cli):
+    labels = np.array([0, 1])
+    np.savez("a.npz", probabilities=np.array([[1, 0], [0.4, 0.6]]), labels=labels)
+    np.savez("b.npz", probabilities=np.array([[0, 1], [0.2, 0.8]]), labels=labels)
+    result = call("diversity", "a.npz", "b.npz", "--measures", "disagreement", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["sets"]["ID"]
+    assert "in the ensemble, probabilities of zero count as e^-100 of the largest" in found["notes"]
+    first, second = np.log(2), -np.log(np.sqrt(0.48) / (np.sqrt(0.48) + np.sqrt(0.08)))
+    assert found["ensemble"]["nll"] == pytest.approx((first + second) / 2)
+    assert found["metrics"]["b"]["nll"] == "infinite"
+
+
 def test_groups_can_be_told_in_a_file(files):
     from pathlib import Path
 
@@ -210,11 +273,11 @@ def test_perfect_members_are_no_numbers_and_not_an_error(cli, tmp_path):
     result = call("diversity", "a.npz", "b.npz", "--group-by", "^", "-o", out, "--logits")
     assert result.code == 0, result.err
     assert "n/a" in result.out
-    assert "note: ID: ratio_error" in result.out
+    assert "note: ratio_error" in result.out
     content = json.loads((out / "diversity.json").read_text())
     assert content["sets"]["ID"]["values"]["ratio_error"] is None
-    assert not (out / "ratio_error_id_histogram.svg").exists()
-    assert (out / "disagreement_id_histogram.svg").exists()
+    assert not (out / "ratio_error_histogram.svg").exists()
+    assert (out / "disagreement_histogram.svg").exists()
     wrong = np.array([[9.0, 0], [0, 9], [9, 0], [9, 0]]), np.array([[0, 9.0], [0, 9], [9, 0], [0, 9]])
     for name, logits in zip("ab", wrong, strict=True):
         np.savez(f"{name}.npz", logits=logits, labels=labels)
@@ -251,8 +314,12 @@ def test_bad_input_exits_with_two_and_says_what_to_do(files, tmp_path):
         ((ids[0],), "expected two members or more, got run0-step0 alone"),
         ((*ids, "--ood", *oods[:3]), "'run1-step1' is in the ID predictions only. Name the files alike"),
         ((*ids[:3], "--ood", *oods), "'run1-step1' is in --ood only"),
-        ((*ids, "--measures", "ratio"), "--measures: expected names among ratio_error"),
-        ((*ids, "--measures", ","), "got 'none'"),
+        (
+            (*ids, "--measures", "ratio"),
+            "--measures: did you mean ratio_error? Expected names among ratio_error",
+        ),
+        ((*ids, "--measures", "xyz"), "--measures: Expected names among ratio_error"),
+        ((*ids, "--measures", ","), "got none"),
         ((*ids, "--groups", "short.csv"), "expected each member once; 'run0-step1' is missing"),
         ((*ids, "--groups", "twice.csv"), "there are 5 lines for 4 members"),
         ((*ids, "--groups", "strange.csv"), "expected members among run0-step0"),

@@ -65,8 +65,16 @@ def test_own_files_are_explained(own):
     result = own("explain", "--id", "id/*.npz", "--ood", "ood/*.npz", "-o", "page", *QUICK)
     assert result.code == 0, result.err
     assert "What to ship: Ship the average of the 4 members" in result.out
-    assert "Trust it: yes. On OOD data it is 13.0 points better than run-0" in result.out
+    trust = next(line for line in result.out.splitlines() if line.startswith("Trust it: yes. "))
+    assert "13.0 points better than run-0" in trust
     assert "Page: page/explanation.html" in result.out
+
+
+def test_an_option_takes_all_files_after_it(own):
+    files = {side: [f"{side}/run-{k}.npz" for k in range(2)] for side in ("id", "ood")}
+    result = own("explain", "--id", *files["id"], "--ood", *files["ood"], "-o", "page", "--json", *QUICK)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["blocks"][0]["names"] == ["run-0", "run-1"]
 
 
 def test_json_is_the_file(own, tmp_path):
@@ -99,6 +107,12 @@ def test_labels_may_stand_apart(cli, tmp_path):
             "expected the folder of a job or files of your own, got both",
         ),
         (["id", "--labels", "x.npy"], "go with files of your own"),
+        (
+            ["ood/run-0.npz", "ood/run-1.npz"],
+            "got ood/run-0.npz and 1 more. Predictions go after --id (ID validation) and --ood (OOD data)",
+        ),
+        (["ood/run-0.npz"], "got ood/run-0.npz. Predictions go after --id"),
+        (["ood/run-0.npz", "--ood-labels", "x.npy"], "after --labels and --ood-labels"),
         (["--ood", "ood/*.txt"], "it names none"),
         (["--ood", "ood/run-0.npz", "--id", "id/run-1.npz"], "expected the same members"),
         (["--ood", "ood/run-0.npz", "--resamples", 5], "at least 100"),

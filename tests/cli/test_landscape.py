@@ -76,6 +76,9 @@ def test_without_data_it_tells_distances_cosines_and_locality(files):
     assert content["distance_to_average"] == pytest.approx(expected)
     assert content["locality"] == pytest.approx(max(expected) ** 2)
     assert content["angles"] is None
+    note = "cosines of whole weights from one start are all near 1; give --start for those of task vectors"
+    assert content["notes"] == [note]
+    assert files("landscape", *names("a", "b")).out.count(f"note: {note}") == 1
     assert content["score"] is None
     assert "connected" not in content
 
@@ -86,6 +89,7 @@ def test_angles_are_seen_from_the_start(files):
     )
     assert content["angles"]["degrees"][0] == pytest.approx([0, 180, 90])
     assert content["angles"]["norms"] == pytest.approx([1, 1, 1])
+    assert content["notes"] == []
     shifted = json.loads(files("landscape", *names("a", "c"), "--start", "b.safetensors", "--json").out)
     assert shifted["cosines"][0][1] == pytest.approx(1 / math.sqrt(2))
     assert shifted["angles"]["degrees"][0][1] == pytest.approx(45)
@@ -215,7 +219,7 @@ def test_networks_are_measured_on_images_with_their_average_and_ensemble(small, 
     assert "expected each file once" in same.err
 
 
-def test_the_nll_of_the_ensemble_is_that_of_the_mean_probabilities(small):
+def test_the_nll_of_the_ensemble_is_that_of_the_mean_logits(small):
     from mirepoix.metrics import nll
     from mirepoix.scores import ClassificationScore
 
@@ -231,7 +235,8 @@ def test_the_nll_of_the_ensemble_is_that_of_the_mean_probabilities(small):
     logits = torch.stack([judge._logits(open_weights(path))[0] for path in paths[:2]])
     labels = torch.from_numpy(judge.labels)
     assert content["values"]["members"]["run-0"] == pytest.approx(float(nll(logits[0], labels)))
-    expected = float(nll(logits.softmax(-1).mean(0).log(), labels))
+    expected = float(nll(logits.mean(0), labels))
+    assert expected != pytest.approx(float(nll(logits.softmax(-1).mean(0).log(), labels)), rel=1e-5)
     assert content["values"]["ensemble"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -15,7 +15,7 @@ from mirepoix.diversity._weight_cosine import weight_cosine_matrix
 from mirepoix.evidence._explain import _optimism, explain
 from mirepoix.evidence._paired import draw_images
 from mirepoix.evidence._sources import _without_zeros
-from mirepoix.evidence._verdict import judged
+from mirepoix.evidence._verdict import _signed, judged
 from mirepoix.metrics import nll
 from mirepoix.types import InputError
 
@@ -54,7 +54,11 @@ def test_a_clear_gain_is_confirmed_with_its_number():
     assert lead["value"] == pytest.approx(0.13)
     assert lead["seen"] == "gain"
     assert text_of(found, "confirmed").startswith("Confirmed on the OOD data: +13.0 points over run-0")
-    assert verdict["sentences"][0].startswith("Ship the average of the 4 members, one network")
+    assert verdict["sentences"][0].startswith("Ship the average of the 4 members: it needs no choice")
+    assert verdict["sentences"][1].startswith(
+        "It is right on 98.0 % of the OOD images, as on ID. There it is 13.0"
+    )
+    assert {"trust: yes", "confirmed on OOD data"} <= {badge["text"] for badge in verdict["badges"]}
     assert not any(reason["level"] == "warning" for reason in verdict["reasons"])
     # the ensemble of members that never fail together is right everywhere, as no two share an error
     assert row(found, "ensemble", "ood")["value"] == pytest.approx(1.0)
@@ -133,8 +137,10 @@ def test_far_apart_on_one_of_many_targets_needs_more_than_luck():
 
 def test_a_temperature_that_does_not_carry_over_is_told():
     sample = block(apart(average=0.01), apart(average=0.3), size=3.0)
-    text = text_of(explain(source(sample)), "calibration")
-    assert "does not carry over" in text
+    found = explain(source(sample))
+    assert "does not carry over" in text_of(found, "calibration")
+    level = next(r["level"] for r in found["verdict"]["reasons"] if r["code"] == "calibration")
+    assert level == "warning"
 
 
 def test_without_ood_labels_nothing_is_confirmed():
@@ -209,7 +215,7 @@ def test_a_lead_that_comes_from_choosing_does_not_replace_the_average():
     lead = comparison(found["total"], "id", "average", "best")
     assert lead["seen"] == "loss"
     assert found["verdict"]["ship"] == "average"
-    assert "luck of being chosen" in found["verdict"]["sentences"][0]
+    assert "are expected from being chosen on these images" in found["verdict"]["sentences"][0]
 
 
 def test_optimism_is_that_of_chance_and_none_without_it():
@@ -274,6 +280,106 @@ def test_weights_alone_give_no_verdict(tmp_path):
 )
 def test_a_difference_is_seen_small_or_cannot_be_told(interval, differing, images, seen):
     assert judged(interval, differing, images) == seen
+
+
+def test_better_than_the_mean_member_alone_is_not_enough():
+    inner = {name: right for name, right in apart(weak=0.05).items() if name != "average"}
+    outer = {f"run-{i}": wrong_on(400, range(220 if i == 0 else 280)) for i in range(4)}
+    found = explain(source(block(inner, outer)))
+    verdict = found["verdict"]
+    assert verdict["ship"] == "ensemble"  # ID data: each fails on other images
+    alike = dict.fromkeys(inner, wrong_on(400, range(20)))
+    found = explain(source(block(alike, outer)))
+    verdict = found["verdict"]
+    assert verdict["ship"] == "best"
+    assert verdict["trust"] == "medium"  # better than the mean member, and nothing else to beat
+    assert verdict["sentences"][1].startswith(
+        "It is right on 45.0 % of the OOD images, 50.0 points below ID."
+    )
+    badges = {badge["text"] for badge in verdict["badges"]}
+    assert {"trust: partly", "better than the mean member"} <= badges
+    assert not any("confirmed" in text or "unknown" in text for text in badges)
+    assert "confirmed" not in codes(found)
+
+
+def test_the_largest_lead_is_named_with_the_numbers_that_the_rule_tests():
+    right = {f"run-{i}": wrong_on(200, range(10 * i, 10 * i + 20)) for i in range(3)}
+    right |= {"average": wrong_on(200, range(20)), "greedy": wrong_on(200, range(13, 20), range(190, 200))}
+    found = explain(source(block(right, right)))
+    text = found["verdict"]["sentences"][0]
+    assert found["verdict"]["ship"] == "average"
+    assert (
+        "The greedy soup leads it by 1.5 points on ID validation" in text
+    )  # 183 against 180; run-0 leads by 0
+    level = 1 - 0.05 / 2
+    draws = draw_images(
+        ["greedy", "average"], {"all": np.stack([right["greedy"], right["average"]], 1) / 200}, resamples=4000
+    )
+    luck = found["total"]["optimism"]
+    lead = draws.difference("greedy", "average", level)
+    assert f"cannot be told from zero ({100 * level:.3g} % interval" in text or luck >= lead.value
+    if luck < lead.value:
+        low = float(text.split("interval ")[1].split(" to")[0].replace("−", "-"))
+        assert low == pytest.approx(100 * (lead.low - luck), abs=0.6)
+
+
+def test_a_rival_that_replaces_the_average_says_why():
+    right = {f"run-{i}": wrong_on(400, range(40 * i, 40 * i + 40)) for i in range(3)}
+    right |= {"average": wrong_on(400, range(100)), "greedy": wrong_on(400, range(10))}
+    found = explain(source(block(right, right)))
+    text = found["verdict"]["sentences"][0]
+    assert text.startswith(
+        "Ship the greedy soup, not the average: it leads it by 22.5 points on ID validation"
+    )
+    assert "is more than chance (97.5 % interval" in text
+
+
+def test_a_gain_over_the_mean_member_alone_has_the_same_words_everywhere():
+    members = {f"run-{i}": wrong_on(400, range(60 * i, 60 * i + (40 if i == 0 else 80))) for i in range(4)}
+    right = members | {"average": wrong_on(400, range(240, 278))}
+    verdict = explain(source(block(right, right)))["verdict"]
+    badges = {badge["text"] for badge in verdict["badges"]}
+    assert {"trust: partly", "better than the mean member", "not told from the best member"} <= badges
+    assert verdict["sentences"][1].startswith(
+        "It is right on 90.5 % of the OOD images, as on ID. There it is"
+    )
+
+
+def test_accuracy_about_chance_asks_for_the_order_of_labels():
+    random = np.random.default_rng(0)
+    outer = {name: random.random(400) < 0.2 for name in apart()}
+    found = explain(source(block(apart(), outer)))
+    assert "Are samples and labels in the same order?" in text_of(found, "chance")
+    assert found["verdict"]["trust"] == "low"
+    assert "chance" not in codes(explain(source(block(apart(), apart()))))
+
+
+def test_targets_are_counted_as_better_equal_and_worse():
+    blocks = []
+    for name, average in (("a", 0.02), ("b", 0.15), ("c", 0.2)):
+        one = replace(block(apart(), apart(average=average)), name=name, target=name, data_seed=0)
+        blocks.append(replace(one, ood=replace(one.ood, domain_names=(name,))))
+    found = explain(source(*blocks, data_seeds=1), resamples=200)
+    assert "better on 1, equal on 1, worse on 1 of 3 targets" in text_of(found, "confirmed")
+
+
+def test_members_of_unknown_origin_are_not_called_fine_tuned():
+    right = {name: value for name, value in apart().items() if name != "average"}
+    found = explain(source(block(right, right)))
+    assert not found["one_start"]
+    assert "If the members are networks from one start: make it (mirepoix soup)" in text_of(
+        found, "no_average"
+    )
+    assert explain(replace(source(block(right, right)), kind="run"))["one_start"]
+
+
+def test_an_end_that_touches_zero_is_zero_and_small_ends_keep_their_sign():
+    draws = draw_images(["a", "b"], {"all": np.stack([np.full(50, 0.1 * 3 / 50), np.full(50, 0.3 / 50)], 1)})
+    near = replace(
+        draws, draws=draws.draws + np.array([[1e-16, 0.0]]) * np.arange(len(draws.draws))[:, None] / 100
+    )
+    assert not near.difference("a", "b").excludes_zero
+    assert [_signed(value) for value in (0.0, 4e-4, -4e-4, 0.031)] == ["0.0", "+0.04", "−0.04", "+3.1"]
 
 
 # The numbers.
@@ -436,6 +542,15 @@ def test_several_data_seeds_give_the_terms_of_the_error(tmp_path):
     assert (
         explain(source(*blocks, data_seeds=3))["total"]["images"]["ood"] == 80
     )  # the same images three times
+
+
+def test_terms_that_are_skipped_are_told():
+    blocks = [
+        replace(block(apart(), apart()), name=f"x {seed}", target="x", data_seed=seed) for seed in range(2)
+    ]
+    found = explain(source(*blocks, data_seeds=2), resamples=200)
+    assert found["terms"] == []
+    assert "on x are not measured" in text_of(found, "changed")
 
 
 def test_the_same_arguments_give_the_same_numbers():

@@ -8,7 +8,7 @@ import pytest
 from tests.report.explanation_samples import sample_pages, samples
 
 from mirepoix.report._explanation import explanation_html, write_explanation
-from mirepoix.report._explanation_figures import shown_figures
+from mirepoix.report._explanation_figures import _fisher, _undrawn, shown_figures
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,12 @@ def test_the_arrow_marks_what_to_ship(pages):
 
 def test_every_word_of_the_verdict_is_explained(pages):
     text = plain(pages["clear"])
-    for word in ("Member", "ID, OOD", "Mean member", "Greedy soup", "Ensemble", "Forward", "Interval"):
-        assert word in text[text.index("4. What the words mean") :]
+    words = text[text.index("4. What the words mean") : text.index("5. How it was measured")]
+    for word in ("Member", "ID, OOD", "Mean member", "Ensemble", "Forward", "Interval"):
+        assert word in words
+    assert "WiSE" not in words
+    several = plain(pages["several"])
+    assert "WiSE" in several[several.index("4. What the words mean") :]
     assert 'href="#words"' in pages["clear"]
     assert 'id="words"' in pages["clear"]
 
@@ -90,6 +94,45 @@ def test_each_figure_has_a_sentence_and_names_of_its_own(contents, pages):
         assert pages[name].count('class="reading"') == len(figures)
         found = re.findall(r'\bid="([^"]+)"', pages[name])
         assert len(found) == len(set(found)), name
+
+
+def test_images_that_targets_share_are_told(pages):
+    assert "400 different images of ID validation, shared by the targets" in plain(pages["several"])
+    assert "different images" not in plain(pages["clear"])
+
+
+def test_members_of_unknown_origin_are_not_called_fine_tuned(pages):
+    assert "fine-tuned" not in plain(pages["clear"])
+
+
+def test_intervals_are_of_95_percent_and_answers_in_plain_words(contents):
+    for name, content in contents.items():
+        figures = {figure.drawn.plot.name: figure for figure in shown_figures(content)}
+        for figure in figures.values():
+            assert "standard error" not in figure.drawn.plot.caption, name
+            assert "wrong by" not in figure.reading
+        if "gain_against_diversity" in figures:
+            answer = figures["gain_against_diversity"].reading
+            assert answer.startswith(("Yes: ", "No: ", "This cannot be told")), name
+            assert "slope" not in answer
+            assert "correlation" not in answer
+
+
+def test_what_cannot_be_drawn_is_said():
+    rows = [
+        ("a", "ood", "ratio_error", "infinite", None, None),
+        ("b", "id", "ratio_error", 2.0, None, None),
+        ("c", "id", "ratio_error", 2.0, 1.0, 3.0),
+    ]
+    assert _undrawn(rows[2:]) == ""
+    assert "infinite or undefined: a (OOD)." in _undrawn(rows)
+    assert "A dot without a bar" in _undrawn(rows)
+
+
+def test_a_correlation_of_few_dots_tells_nothing():
+    assert _fisher(0.9, 3) == (-1.0, 1.0)
+    low, high = _fisher(0.5, 28)  # atanh(0.5) ± 1.96 / 5
+    assert (low, high) == pytest.approx((0.1559, 0.7357), abs=1e-3)
 
 
 def test_names_of_strangers_stay_text(pages):

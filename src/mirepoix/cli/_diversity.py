@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
 import re
@@ -33,7 +34,8 @@ def diversity(
     predictions: Annotated[
         list[Path],
         typer.Argument(
-            help="Predictions of the members on ID samples: .safetensors, .npz, .npy, .csv, .tsv or .parquet.",
+            help="Predictions of the members, on ID samples where --ood names others: .safetensors, .npz, .npy, .csv, "
+            ".tsv or .parquet.",
             show_default=False,
         ),
     ],
@@ -99,26 +101,30 @@ def diversity(
     )
     unknown = [name for name in names or () if name not in MEASURES]
     if unknown or names == []:
-        raise InputError(
-            f"--measures: expected names among {', '.join(MEASURES)}, got {unknown[0] if unknown else 'none'!r}."
-        )
+        near = difflib.get_close_matches(unknown[0], MEASURES, 1) if unknown else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        got = repr(unknown[0]) if unknown else "none"
+        raise InputError(f"--measures: {hint}Expected names among {', '.join(MEASURES)}, got {got}.")
     with Bar() as bar:
         bar.stage("reading predictions")
-        sets = {"ID": read_predictions(predictions, labels=labels, probabilities=probabilities)}
-        members = sets["ID"].members
-        if len(members) < 2:
-            raise InputError(f"diversity: expected two members or more, got {members[0]} alone.")
+        first, aside = _single(read_predictions(predictions, labels=labels, probabilities=probabilities))
+        sets, members = {"ID": first}, first.members
         if ood:
-            found = read_predictions(ood, labels=ood_labels, probabilities=probabilities)
+            found, more = _single(read_predictions(ood, labels=ood_labels, probabilities=probabilities))
             sets["OOD"] = _same_members(members, found)
-        of_group = _groups(members, groups, group_by)
+            aside = list(dict.fromkeys([*aside, *more]))
+        if len(members) < 2:
+            beside = f", beside {', '.join(aside)}, combined of others" if aside else ""
+            raise InputError(f"diversity: expected two members or more, got {members[0]} alone{beside}.")
+        of_group = _groups(members, groups, group_by, aside)
         results = {}
         for label, each in sets.items():
-            bar.stage(f"measuring {label}")
+            bar.stage(f"measuring {label}" if ood else "measuring")
             results[label] = _measured(each, names, of_group)
     content = {
         "files": {"ID": [str(path) for path in predictions], "OOD": [str(path) for path in ood or ()]},
         "members": list(members),
+        "left_aside": aside,
         "groups": of_group,
         "measures": {
             name: {key: getattr(MEASURES[name], key) for key in ("label", "higher_is_diverse", "pairwise")}
@@ -141,6 +147,20 @@ def diversity(
 # What is given.
 
 
+def _single(predictions: Predictions) -> tuple[Predictions, list[str]]:
+    """Without what was combined of the members, and the names of that."""
+    from mirepoix.evidence._sources import COMBINED
+
+    aside = [name for name in predictions.members if name.lower() in COMBINED]
+    members = [name for name in predictions.members if name not in aside]
+    if not members:
+        raise InputError(
+            f"diversity: expected two members or more, got {', '.join(aside)} alone: these names mean what was "
+            "combined of others. Rename members that are called so."
+        )
+    return predictions.of(members), aside
+
+
 def _same_members(members: tuple[str, ...], found: Predictions) -> Predictions:
     """In the order of the ID members."""
     if set(found.members) != set(members):
@@ -154,8 +174,10 @@ def _same_members(members: tuple[str, ...], found: Predictions) -> Predictions:
     return found.of(members)
 
 
-def _groups(members: Sequence[str], file: Path | None, pattern: str | None) -> list[str] | None:
-    """The group of each member, in their order."""
+def _groups(
+    members: Sequence[str], file: Path | None, pattern: str | None, aside: Sequence[str] = ()
+) -> list[str] | None:
+    """The group of each member, in their order; lines of what is left aside are not looked at."""
     if pattern is not None:
         try:
             compiled = re.compile(pattern)
@@ -183,6 +205,7 @@ def _groups(members: Sequence[str], file: Path | None, pattern: str | None) -> l
         raise InputError(f"{file}: expected lines 'member,group' as text in UTF-8 ({error}).") from None
     if rows and rows[0] == ["member", "group"]:
         rows = rows[1:]
+    rows = [row for row in rows if row[0] not in aside]
     for row in rows:
         if len(row) != 2:
             raise InputError(f"{file}: expected a line 'member,group' for each, got {','.join(row)!r}.")
@@ -209,22 +232,32 @@ def _measured(
     predictions: Predictions, names: Sequence[str] | None, groups: list[str] | None
 ) -> dict[str, Any]:
     """All of one set of samples, as plain values."""
+    import torch
+
     from mirepoix.diversity import group_means, measure_predictions
-    from mirepoix.ensembles import average_probabilities
+    from mirepoix.ensembles import average_logits
+    from mirepoix.evidence._sources import ZERO
 
     logits, labels = predictions.logits, predictions.labels
     measured = measure_predictions(logits, labels, names=names)
+    notes = list(measured.notes)
+    zero = logits == -torch.inf
+    if (
+        zero.any()
+    ):  # where each class has a zero from some member, the mean of logits would have no class left
+        notes.append(f"in the ensemble, probabilities of zero count as e^-{ZERO:.0f} of the largest")
+    combined = average_logits(torch.where(zero, logits.amax(-1, keepdim=True) - ZERO, logits))
     result: dict[str, Any] = {
         "samples": len(labels),
         "classes": len(predictions.classes),
         "metrics": {
             name: _metrics(each, labels) for name, each in zip(predictions.members, logits, strict=True)
         },
-        "ensemble": _metrics(average_probabilities(logits), labels),
+        "ensemble": _metrics(combined, labels),
         "values": measured.values,
         "pairs": {name: matrix.tolist() for name, matrix in measured.matrices.items()},
         "spread": {name: asdict(measured.spread(name)) for name in measured.matrices},
-        "notes": list(measured.notes),
+        "notes": notes,
         "domains": {},
         "groups": None,
     }
@@ -257,6 +290,11 @@ def _metrics(logits: Any, labels: Any) -> dict[str, float]:
 # What is printed.
 
 
+def _label(content: Mapping[str, Any], label: str, before: str = "", after: str = "") -> str:
+    """The name of a set of samples, where there are several."""
+    return f"{before}{label}{after}" if len(content["sets"]) > 1 else ""
+
+
 def _text(content: Mapping[str, Any], names: Sequence[str] | None) -> str:
     sets = content["sets"]
     parts = [_members_table(content), _measures_table(content)]
@@ -266,9 +304,15 @@ def _text(content: Mapping[str, Any], names: Sequence[str] | None) -> str:
     if len(content["members"]) <= WRITTEN_PAIRS:
         pairwise = [name for name in names or ("ratio_error",) if name in sets["ID"]["pairs"]]
         parts += [_pairs_table(label, name, content) for name in pairwise for label in sets]
-    notes = [f"note: {label}: {note}" for label, found in sets.items() for note in found["notes"]]
+    aside = ", ".join(content["left_aside"])
+    notes = [f"note: left aside, as they are combined of the others: {aside}"] if aside else []
     notes += [
-        f"note: {label}, {domain}: {note}"
+        f"note: {_label(content, label, after=': ')}{note}"
+        for label, found in sets.items()
+        for note in found["notes"]
+    ]
+    notes += [
+        f"note: {_label(content, label, after=', ')}{domain}: {note}"
         for label, found in sets.items()
         for domain, each in found["domains"].items()
         for note in each["notes"]
@@ -280,7 +324,7 @@ def _members_table(content: Mapping[str, Any]) -> str:
     sets, groups = content["sets"], content["groups"]
     heads = ["member", *(["group"] if groups else [])]
     for label in sets:
-        heads += [f"{label} accuracy, %", "nll", "ece, %"]
+        heads += [f"{_label(content, label, after=' ')}accuracy, %", "nll", "ece, %"]
 
     def line(first: Sequence[str], metrics: Sequence[Mapping[str, float]]) -> list[str]:
         cells = [*first, *([""] if groups and len(first) == 1 else [])]
@@ -301,7 +345,7 @@ def _members_table(content: Mapping[str, Any]) -> str:
         every = list(found["metrics"].values())
         means.append({key: sum(each[key] for each in every) / len(every) for key in every[0]})
     lines.append(line(["mean"], means))
-    lines.append(line(["ensemble"], [found["ensemble"] for found in sets.values()]))
+    lines.append(line(["ensemble of logits"], [found["ensemble"] for found in sets.values()]))
     return aligned(lines, left=2 if groups else 1)
 
 
@@ -309,7 +353,7 @@ def _measures_table(content: Mapping[str, Any]) -> str:
     sets = content["sets"]
     heads = ["measure", "more diverse"]
     for label in sets:
-        heads += [label, "pairs"]
+        heads += [_label(content, label) or "mean", "pairs"]
     lines = [heads]
     for name, about in content["measures"].items():
         cells = [about["label"], "higher" if about["higher_is_diverse"] else "lower"]
@@ -324,7 +368,7 @@ def _measures_table(content: Mapping[str, Any]) -> str:
 def _domains_table(label: str, content: Mapping[str, Any]) -> str:
     domains = content["sets"][label]["domains"]
     lines = [
-        [f"{label} domains", *domains],
+        [f"{_label(content, label, after=' ')}domains", *domains],
         ["samples", *(f"{each['samples']:,}" for each in domains.values())],
     ]
     for name, about in content["measures"].items():
@@ -336,10 +380,11 @@ def _groups_table(content: Mapping[str, Any]) -> str:
     first = next(iter(content["sets"]["ID"]["groups"].values()), None)
     if first is None:
         return "No measure of pairs was asked for, so groups are not compared."
-    lines = [["pairs", "of", "same group", "different groups", "difference"]]
+    several = len(content["sets"]) > 1
+    lines = [["pairs", *(["of"] if several else []), "same group", "different groups", "difference"]]
     for label, found in content["sets"].items():
         for name, means in found["groups"].items():
-            cells = [content["measures"][name]["label"], label]
+            cells = [content["measures"][name]["label"], *([label] if several else [])]
             for key in ("within", "across", "difference"):
                 cells.append(_interval(means[key]))
             lines.append(cells)
@@ -347,7 +392,7 @@ def _groups_table(content: Mapping[str, Any]) -> str:
         f"{first['groups']} groups, {first['pairs_within']} pairs in the same and {first['pairs_across']} in different "
         "ones; in brackets, 95 % intervals over groups."
     )
-    return f"{aligned(lines, left=2)}\n{counts}"
+    return f"{aligned(lines, left=2 if several else 1)}\n{counts}"
 
 
 def _interval(found: Mapping[str, float] | None) -> str:
@@ -361,7 +406,7 @@ def _interval(found: Mapping[str, float] | None) -> str:
 
 def _pairs_table(label: str, name: str, content: Mapping[str, Any]) -> str:
     members = content["members"]
-    lines = [[f"{content['measures'][name]['label']}, {label}", *members]]
+    lines = [[f"{content['measures'][name]['label']}{_label(content, label, before=', ')}", *members]]
     for i, (member, row) in enumerate(zip(members, content["sets"][label]["pairs"][name], strict=True)):
         lines.append([member, *("" if i == j else written(value) for j, value in enumerate(row))])
     return aligned(lines)
@@ -388,18 +433,20 @@ def _figures(content: Mapping[str, Any], names: Sequence[str]) -> list[Drawn]:
         for label, found in content["sets"].items():
             matrix = found["pairs"][name]
             accuracies = [100 * found["metrics"][member]["accuracy"] for member in members]
-            place = f"{name}_{label.lower()}"
+            shown = _label(content, label)  # empty for the only set
+            place = f"{name}{_label(content, label, before='_').lower()}"
             figures.append(
                 draw_heatmap(
-                    matrix, members, measure=measure, groups=groups, title=label, name=f"{place}_pairs"
+                    matrix, members, measure=measure, groups=groups, title=shown, name=f"{place}_pairs"
                 )
             )
             for (i, j), kind in zip(pairs, kinds, strict=True):
-                histogram = (name, "") if groups is None else (place, label)
-                series = label if groups is None else kind
+                histogram = (name, "") if groups is None else (place, shown)
+                series = shown if groups is None and shown else kind
                 spread.setdefault(histogram, {}).setdefault(series, []).append(matrix[i][j])
                 dot = (accuracies[i] + accuracies[j]) / 2, matrix[i][j], f"{members[i]}, {members[j]}"
-                dots.setdefault(label if groups is None else f"{label}, {kind}", []).append(dot)
+                own = shown or kind if groups is None else f"{_label(content, label, after=', ')}{kind}"
+                dots.setdefault(own, []).append(dot)
         for (place, title), each in spread.items():
             if any(math.isfinite(value) for values in each.values() for value in values):
                 # The same group first, whichever pair came first.

@@ -15,12 +15,19 @@ from mirepoix.types import InputError
 
 __all__ = ["explain"]
 
+AFTER = (
+    "Predictions go after --id (ID validation) and --ood (OOD data), and their true classes, where they hold none, "
+    "after --labels and --ood-labels: mirepoix explain --id id/*.npz --ood ood/*.npz"
+)
+
 
 def explain(
-    folder: Annotated[
-        Path | None,
+    folders: Annotated[
+        list[Path] | None,
         typer.Argument(
-            help="Folder of a finished `mirepoix run`, or of `mirepoix domainbed export`.", show_default=False
+            metavar="FOLDER",
+            help="Folder of a finished `mirepoix run`, or of `mirepoix domainbed export`.",
+            show_default=False,
         ),
     ] = None,
     id_files: Annotated[
@@ -67,11 +74,9 @@ def explain(
 ) -> None:
     """Say what to ship and whether to trust it, with a page that shows why."""
     files = [id_files, ood, weights]
+    folder = _folder(folders or ())
     if folder is not None and any(files):
-        raise InputError(
-            "explain: expected the folder of a job or files of your own, got both. Several files of one option are "
-            "given one by one (--id a.npz --id b.npz), or as a pattern in quotes (--id 'id/*.npz')."
-        )
+        raise InputError(f"explain: expected the folder of a job or files of your own, got both. {AFTER}")
     if folder is not None and (start or labels or ood_labels or probabilities is not None):
         raise InputError(
             "explain: --start, --labels, --ood-labels, --probabilities and --logits go with files of your own."
@@ -112,6 +117,14 @@ def explain(
         target = f"{reason['target']}: " if reason["target"] else ""
         typer.echo(f"{reason['level']}: {target}{reason['text']}")
     typer.echo(f"\nPage: {page}")
+
+
+def _folder(words: Sequence[Path]) -> Path | None:
+    """The only word that belongs to no option."""
+    if len(words) > 1 or any(word.is_file() for word in words):
+        more = f" and {len(words) - 1} more" if len(words) > 1 else ""
+        raise InputError(f"explain: expected the folder of a job, got {words[0]}{more}. {AFTER}")
+    return words[0] if words else None
 
 
 def _expanded(paths: Sequence[Path] | None, option: str) -> list[Path]:

@@ -27,6 +27,8 @@ __all__ = ["landscape"]
 WRITTEN_PAIRS = 10
 """Members up to which matrices are printed."""
 
+WHOLE = "cosines of whole weights from one start are all near 1; give --start for those of task vectors"
+
 
 def landscape(
     weights: Annotated[
@@ -136,7 +138,7 @@ def landscape(
             "start": None if start is None else str(start),
             **_places(thetas, None if start is None else open_weights(start)),
             "score": None,
-            "notes": [],
+            "notes": [] if start is not None else [WHOLE],
         }
         if scored:
             judge = None
@@ -248,9 +250,9 @@ def _values(
     if judge is not None:
         import torch
 
-        from mirepoix.ensembles import average_probabilities
+        from mirepoix.ensembles import average_logits
 
-        values["ensemble"] = _metric(judge, average_probabilities(torch.stack(logits)))
+        values["ensemble"] = _metric(judge, average_logits(torch.stack(logits)))
     return values
 
 
@@ -437,7 +439,8 @@ def _members_table(content: dict[str, Any], percent: bool) -> str:
     for place, name in enumerate(content["members"]):
         lines.append(line(name, value=values and values["members"][name], place=place))
     if values is not None:
-        lines += [line(key, value=values[key]) for key in ("average", "ensemble") if values[key] is not None]
+        combined = (("average", "average"), ("ensemble of logits", "ensemble"))
+        lines += [line(name, value=values[key]) for name, key in combined if values[key] is not None]
     return aligned(lines)
 
 

@@ -78,7 +78,7 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
         Plain values, ready for JSON; accuracies are fractions:
 
         - ``format``, ``mirepoix``, ``title``, ``kind``, ``facts``, ``command``, ``data_seeds``, ``resamples``,
-          ``seed``;
+          ``seed``, ``one_start`` (whether members are taken for networks from one start: a job, or weights are given);
         - ``verdict``: as `mirepoix.evidence._verdict.verdict` returns it;
         - ``total``: ``name``, ``members``, ``images``, ``rows`` (``name``, ``label``, ``forwards``, and accuracy,
           ``low`` and ``high`` under ``id`` and ``ood``), ``comparisons`` (``side``, ``first``, ``second``, ``value``,
@@ -98,6 +98,8 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
     ]
     notes = [note for block in source.blocks for note in block.notes]
     remarks = [remark for block in source.blocks for remark in block.remarks]
+    terms, skipped = _terms(source.blocks, resamples, seed)
+    one_start = source.kind != "files" or any(block.weights or block.start for block in source.blocks)
     return {
         "format": FORMAT,
         "mirepoix": __version__,
@@ -108,10 +110,18 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
         "data_seeds": source.data_seeds,
         "resamples": resamples,
         "seed": seed,
-        "verdict": verdict(total, measured, data_seeds=source.data_seeds, notes=notes, remarks=remarks),
+        "one_start": one_start,
+        "verdict": verdict(
+            total,
+            measured,
+            data_seeds=source.data_seeds,
+            notes=notes,
+            remarks=[*remarks, *skipped],
+            one_start=one_start,
+        ),
         "total": _numbers(total, source.blocks),
         "blocks": blocks,
-        "terms": _terms(source.blocks, resamples, seed),
+        "terms": terms,
     }
 
 
@@ -207,6 +217,7 @@ def _measured(block: Block, resamples: int, seed: int) -> Measured:
         {name: _calibration(block, name) for name in CALIBRATED},
         missing,
         _optimism(block, seed),
+        len(some.classes) if (some := block.id or block.ood) is not None else 0,
     )
 
 
@@ -624,9 +635,9 @@ def _weights(block: Block) -> dict[str, Any] | None:
 # Bias, variance, covariance, locality.
 
 
-def _terms(blocks: Sequence[Block], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """For each target with several data seeds, what the OOD error of ensembles and averages is made of."""
-    found = []
+def _terms(blocks: Sequence[Block], resamples: int, seed: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """For each target with several data seeds, what the OOD error is made of; and what could not be told, and why."""
+    found, skipped = [], []
     for target in dict.fromkeys(block.target for block in blocks):
         same = [block for block in blocks if block.target == target]
         tests = [block.ood for block in same if block.ood is not None]
@@ -649,6 +660,10 @@ def _terms(blocks: Sequence[Block], resamples: int, seed: int) -> list[dict[str,
         if any(
             name not in block.weights for block, names in zip(same, chosen, strict=True) for name in names
         ):
+            skipped.append(
+                f"Weights of some members are missing, so bias, variance, covariance and locality on {target} are not "
+                "measured."
+            )
             continue
         thetas = [
             [open_weights(block.weights[name]) for name in names]
@@ -664,4 +679,4 @@ def _terms(blocks: Sequence[Block], resamples: int, seed: int) -> list[dict[str,
             seed=seed,
         )
         found.append({"target": target, "replicates": len(same), "members": count, **terms.to_dict()})
-    return found
+    return found, skipped

@@ -63,7 +63,9 @@ class Draws:
         if high - low < 1e-12:
             # What never happened among N images may still happen: the rule of three, 3 / N for 95 %.
             low, high = low + np.log(1 - level) / self.images, high - np.log(1 - level) / self.images
-        return Interval(value, float(low), float(high), level)
+        # Sums of fractions that cancel leave a trace of either sign: an end that touches zero is zero.
+        ends = [0.0 if abs(end) < 1e-12 else float(end) for end in (low, high)]
+        return Interval(value, ends[0], ends[1], level)
 
 
 def draw_images(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mirepoix.bootstrap import Interval
 from mirepoix.evidence._paired import Draws
 
-__all__ = ["LABELS", "Measured", "judged", "verdict"]
+__all__ = ["LABELS", "TRUST", "Measured", "judged", "verdict"]
 
 Seen = Literal["gain", "loss", "same", "unknown"]
 
@@ -56,6 +56,9 @@ LABELS = {
 }
 """What the combinations are called."""
 
+TRUST = {"high": "yes", "medium": "partly", "low": "not yet", "none": "unknown"}
+"""The words for how far to trust."""
+
 SINGLE = ("best", "greedy", "moving_average", "wise")
 """Single models that may take the place of the average."""
 
@@ -74,6 +77,7 @@ class Measured:
         calibration: Of what can be shipped, by name and side: ``ece``, ``confidence_gap``; and ``temperature``.
         missing: Classes without images, by side.
         optimism: How much better than it is the best member looks on ID validation because it was chosen there.
+        classes: How many there are; 0 if blocks have different numbers of them.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Measured:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
     optimism: float = 0.0
+    classes: int = 0
 
 
 def judged(interval: Interval, differing: int, images: int) -> Seen:
@@ -112,6 +117,7 @@ def verdict(
     data_seeds: int = 0,
     notes: Sequence[str] = (),
     remarks: Sequence[str] = (),
+    one_start: bool = True,
 ) -> dict[str, Any]:
     """What to ship and how far to trust it.
 
@@ -121,11 +127,13 @@ def verdict(
         data_seeds: How many splits there are of each target; 0 if nobody knows.
         notes: What was left out, in sentences; they become reasons against.
         remarks: What was changed and does no harm; they become reasons to mind.
+        one_start: Whether the members are networks that were fine-tuned from one start, as far as one can see.
 
     Returns:
         ``ship`` (``average``, ``greedy``, ``best``, ``wise``, ``moving_average``, ``ensemble``, ``member``, or None
         without predictions), ``ship_label``, ``forwards``; ``alternative``, what is better at a higher cost;
-        ``trust`` (``high``, ``medium``, ``low`` or ``none``); ``sentences``, two; ``badges`` and ``reasons``, each
+        ``trust`` (``high``, ``medium``, ``low`` or ``none``); ``sentences``, what to ship and whether to trust it, each
+        of one or a few sentences; ``badges`` and ``reasons``, each
         with ``level`` (``good``, ``note``, ``warning``), ``code`` and ``text``.
     """
     if total.id is None and total.ood is None:
@@ -137,14 +145,17 @@ def verdict(
 
     one = all(len(block.members) == 1 for block in blocks)
     unit = "splits" if data_seeds > 1 else "targets"
-    ship, chosen = _choice(total, one, say)
+    ship, chosen = _choice(total, one, one_start, say)
     alternative = _alternative(total, ship, one)
     trust, second = _confirmation(total, blocks, ship, one, unit, say)
+    second = " ".join(part for part in (_standing(total, ship), second) if part)
     if len(blocks) > 1:
         _look_at_distance(total, None, 0.95, say)
+    guesses = 0
     for block in blocks:
         target = block.name if len(blocks) > 1 else None
         _look_at_members(block, target, say)
+        guesses += _look_at_chance(block, target, say)
         # Several splits have several chances to look bad by luck.
         _look_at_distance(block, target, 1 - 0.05 / len(blocks), say)
     _look_at_id(total, ship, say)
@@ -161,6 +172,8 @@ def verdict(
         say("warning", "left_out", note)
     for remark in dict.fromkeys(remarks):
         say("note", "changed", remark)
+    if guesses == len(blocks):
+        trust = "low"
     if trust == "high" and any(reason["level"] == "warning" for reason in reasons):
         trust = "medium"
     reasons.sort(key=lambda reason: ("good", "warning", "note").index(reason["level"]))
@@ -199,7 +212,7 @@ def _without_predictions(total: Measured, notes: Sequence[str]) -> dict[str, Any
 # What to ship.
 
 
-def _choice(total: Measured, one: bool, say: Any) -> tuple[str, str]:
+def _choice(total: Measured, one: bool, one_start: bool, say: Any) -> tuple[str, str]:
     """The single model to ship, by ID validation alone, and the sentence that says so."""
     m = len(total.members)
     if one:
@@ -225,8 +238,10 @@ def _choice(total: Measured, one: bool, say: Any) -> tuple[str, str]:
         say(
             "note",
             "no_average",
-            "The average of the weights has no predictions here. Make it (mirepoix soup), predict with it, and give "
-            "the file as average: it may be as good as the ensemble at the cost of one model.",
+            "The average of the weights has no predictions here. "
+            + ("Make it" if one_start else "If the members are networks from one start: make it")
+            + " (mirepoix soup), predict with it, and give the file as average: it may be as good as the ensemble at "
+            "the cost of one model.",
         )
         interval = total.id.difference("ensemble", "best")
         seen = _judged(total.id, "ensemble", "best", shift=total.optimism)
@@ -243,21 +258,43 @@ def _choice(total: Measured, one: bool, say: Any) -> tuple[str, str]:
     # They were chosen on these very images, and look better there than they are.
     clear = [name for name in rivals if _judged(total.id, name, "average", level, -total.optimism) == "gain"]
     if not clear:
-        best = total.id.difference("average", "best")
-        text = f"Ship the average of the {m} members, one network"
-        if best.value >= 0:
+        text = f"Ship the average of the {m} members: it needs no choice and costs one network."
+        best = max(
+            rivals, key=lambda name: (total.id.of(name).value if total.id else 0.0, -SINGLE.index(name))
+        )
+        if total.id.difference(best, "average").value > 0:
             return (
                 "average",
-                f"{text}: on ID validation it is {_than(best, total.best or _named(total, 'best'))}.",
+                f"{text} {_sentence(_named(total, best))} {_lead(total, total.id, best, level)}.",
             )
-        return "average", (
-            f"{text}: {_named(total, 'best')} leads it by {abs(100 * best.value):.1f} points, which may be no "
-            "more than the luck of being chosen there."
-        )
+        interval = total.id.difference("average", "best")
+        return "average", f"{text} On ID validation it is {_than(interval, _named(total, 'best'))}."
     # The first among equals: the order of SINGLE.
     ship = max(clear, key=lambda name: (total.id.of(name).value if total.id else 0.0, -SINGLE.index(name)))
-    lead = total.id.difference(ship, "average", level)
-    return ship, f"Ship {_named(total, ship)}, not the average: on ID validation it is {_than(lead)}."
+    return ship, f"Ship {_named(total, ship)}, not the average: it {_lead(total, total.id, ship, level)}."
+
+
+def _lead(total: Measured, draws: Draws, rival: str, level: float) -> str:
+    """By how much a rival leads the average, how much of it is luck, and whether the rest is more than chance."""
+    lead, luck = draws.difference(rival, "average", level), total.optimism
+    text = f"leads it by {100 * lead.value:.1f} points on ID validation"
+    rest = Interval(lead.value - luck, lead.low - luck, lead.high - luck, level)
+    some = "the lead"
+    if luck >= 0.0005:
+        if rest.value <= 0:
+            return f"{text}, and about {100 * luck:.1f} are expected from being chosen on these images"
+        text += f", of which about {100 * luck:.1f} are expected from being chosen on these images"
+        some = "the rest"
+    link = "; " if some == "the rest" else ", and "
+    differing = draws.differing(rival, "average")
+    span = f"{100 * level:.3g} % interval {_signed(rest.low)} to {_signed(rest.high)}"
+    if judged(rest, differing, draws.images) == "gain":
+        return f"{text}; {some} is more than chance ({span})"
+    if draws.images < FEW_IMAGES:
+        return f"{text}; {_images(draws.images)} are too few to tell {some} from zero"
+    if rest.excludes_zero:
+        return f"{text}; {some} comes from {_images(differing)}, too few to tell it from chance"
+    return f"{text}{link}{some} cannot be told from zero ({span})"
 
 
 def _alternative(total: Measured, ship: str, one: bool) -> dict[str, Any] | None:
@@ -274,6 +311,23 @@ def _alternative(total: Measured, ship: str, one: bool) -> dict[str, Any] | None
 
 
 # Whether to trust it.
+
+
+def _standing(total: Measured, ship: str) -> str:
+    """How often what is shipped is right on OOD data, and how much less often than on ID validation."""
+    name = "mean" if ship == "member" and total.ood is not None and "mean" in total.ood.names else ship
+    if name == "member":
+        name = total.members[0]
+    if total.ood is None or name not in total.ood.names:
+        return ""
+    value = total.ood.of(name).value
+    text = f"It is right on {100 * value:.1f} % of the OOD images"
+    if total.id is None or name not in total.id.names:
+        return f"{text}."
+    drop = total.id.of(name).value - value
+    if f"{abs(100 * drop):.1f}" == "0.0":
+        return f"{text}, as on ID."
+    return f"{text}, {abs(100 * drop):.1f} points {'below' if drop > 0 else 'above'} ID."
 
 
 def _reference(total: Measured, ship: str) -> str | None:
@@ -301,23 +355,27 @@ def _confirmation(
         )
     images = total.ood.images
     if one:
-        name = total.members[0] if "mean" not in total.ood.names else "mean"
-        return "low", (
-            f"On OOD data it is right on {_percent(total.ood.of(name))}; without a second member there is nothing to "
-            "compare it with."
-        )
+        return "low", "Without a second member there is nothing to compare it with."
     other = _reference(total, ship)
     assert other is not None
     interval, seen = total.ood.difference(ship, other), _judged(total.ood, ship, other)
     against = _named(total, other)
     wins = _wins(blocks, ship, other, unit)
+    if seen == "gain" and other == "mean":
+        say(
+            "good",
+            "over_mean",
+            f"Seen on the OOD data: {_points(interval, f'over {against}')}{wins}. The mean member is what one training "
+            "gives, and nothing else was there to compare with.",
+        )
+        return "medium", f"There it is {_than(interval, against)}{wins}, which was all there was to beat."
     if seen == "gain":
         say(
             "good",
             "confirmed",
             f"Confirmed on the OOD data: {_points(interval, f'over {against}')}{wins}.",
         )
-        return "high", f"On OOD data it is {_than(interval, against)}{wins}."
+        return "high", f"There it is {_than(interval, against)}{wins}."
     if seen == "loss":
         say(
             "warning",
@@ -326,7 +384,7 @@ def _confirmation(
             "is good on ID validation is not good there; do not choose by the OOD labels afterwards, but look for the "
             "reason below.",
         )
-        return "low", f"On OOD data it is {_than(interval, against)}{wins}: the choice did not carry over."
+        return "low", f"There it is {_than(interval, against)}{wins}: the choice did not carry over."
     mean_gain = (
         _judged(total.ood, ship, "mean") if "mean" in total.ood.names and other != "mean" else "unknown"
     )
@@ -340,12 +398,13 @@ def _confirmation(
         )
         return (
             "medium",
-            f"It is safe but gains nothing: on OOD data it is as good as {against} ({_points(interval)}).",
+            f"It is safe but gains nothing: there it is as good as {against} ({_points(interval)}).",
         )
     if images >= FEW_IMAGES:
-        text = f"Not confirmed: from {images:,} OOD images the difference from {against} cannot be told"
+        text = f"Not confirmed: from {_images(images, 'OOD ')} the difference from {against} cannot be told"
     else:
-        text = f"Not confirmed: {images} OOD images are too few to tell any difference"
+        verb = "is" if images == 1 else "are"
+        text = f"Not confirmed: {_images(images, 'OOD ')} {verb} too few to tell any difference"
     say("warning" if gain is None else "note", "unknown", f"{text} ({_points(interval)}){wins}.")
     if gain is not None:
         say(
@@ -355,21 +414,27 @@ def _confirmation(
             "one training gives.",
         )
         return "medium", (
-            f"On OOD data it is {_than(gain, 'the mean member')}, but whether it is better than "
-            f"{against} cannot be told from {images:,} images."
+            f"There it is {_than(gain, 'the mean member')}, but whether it is better than {against} cannot be told "
+            f"from {_images(images)}."
         )
     return "low", (
-        f"From {images:,} OOD images it cannot be told whether it is better than {against} ({_points(interval)})."
+        f"From {_images(images, 'OOD ')} it cannot be told whether it is better than {against} ({_points(interval)})."
     )
 
 
 def _wins(blocks: Sequence[Measured], ship: str, other: str, unit: str) -> str:
-    """On how many targets, or splits, it holds."""
+    """On how many targets, or splits, it holds, and on how many it does not."""
     known = [b for b in blocks if b.ood is not None and {ship, other} <= set(b.ood.names)]
     if len(known) < 2:
         return ""
     values = [b.ood.difference(ship, other).value for b in known if b.ood is not None]
-    return f"; better on {sum(value > 0 for value in values)} of {len(known)} {unit}"
+    counts = {
+        "better": sum(value > 1e-12 for value in values),
+        "equal": sum(abs(value) <= 1e-12 for value in values),
+        "worse": sum(value < -1e-12 for value in values),
+    }
+    parts = [f"{word} on {count}" for word, count in counts.items() if count]
+    return f"; {', '.join(parts)} of {len(known)} {unit}"
 
 
 def _look_at_distance(block: Measured, target: str | None, level: float, say: Any) -> None:
@@ -431,6 +496,28 @@ def _look_at_members(block: Measured, target: str | None, say: Any) -> None:
             )
 
 
+def _look_at_chance(block: Measured, target: str | None, say: Any) -> bool:
+    """Whether no member is right more often than a guess: then samples and labels may be in different orders."""
+    if block.classes < 2:
+        return False
+    found = False
+    for where, draws in (("ID validation", block.id), ("OOD data", block.ood)):
+        if draws is None or draws.images < FEW_IMAGES:
+            continue
+        if all(draws.of(name).low <= 1 / block.classes for name in block.members):
+            scores = [100 * draws.of(name).value for name in block.members]
+            say(
+                "warning",
+                "chance",
+                f"On {where} accuracy is about chance: no member can be told from a guess among "
+                f"{block.classes} classes ({100 / block.classes:.1f} %), and the best is right on {max(scores):.1f} %. "
+                "Are samples and labels in the same order?",
+                target,
+            )
+            found = True
+    return found
+
+
 def _weak(block: Measured) -> str | None:
     """The sentence about one member that is far below all others on ID validation."""
     draws, m = block.id, len(block.members)
@@ -468,7 +555,7 @@ def _look_at_id(total: Measured, ship: str, say: Any) -> None:
         say(
             "warning",
             "id_too_small",
-            f"ID validation has {images} images, too few to choose by: every choice here is close to chance.",
+            f"ID validation has {_images(images)}, too few to choose by: every choice here is close to chance.",
         )
         return
     other = "average" if "average" in total.id.names else "mean"
@@ -478,7 +565,7 @@ def _look_at_id(total: Measured, ship: str, say: Any) -> None:
         say(
             "note",
             "id_too_small",
-            f"ID validation has {images:,} images, and tells differences of about {100 * half:.1f} points or more: the "
+            f"ID validation has {_images(images)}, and tells differences of about {100 * half:.1f} points or more: the "
             "choice between closer models is chance.",
         )
     if total.id.of("best").value > PERFECT:
@@ -499,7 +586,8 @@ def _look_at_ood(total: Measured, say: Any) -> None:
         say(
             "note",
             "few_images",
-            f"Few images: with {total.ood.images:,} OOD images an accuracy is known to about ±{100 * half:.1f} points.",
+            f"Few images: with {_images(total.ood.images, 'OOD ')} an accuracy is known to about ±{100 * half:.1f} "
+            "points.",
         )
 
 
@@ -510,29 +598,32 @@ def _look_at_calibration(total: Measured, ship: str, say: Any) -> None:
         return
     ood, temperature = found.get("ood"), found.get("temperature")
     worst = ood or found.get("id")
-    if worst is None or worst["ece"] <= MISCALIBRATED:
+    if worst is None:
+        return
+    after = ood.get("ece_tempered") if ood and temperature is not None else None
+    # What mends the confidence on ID data, and harms it where it matters, must not be used unseen.
+    harmed = after is not None and after > worst["ece"] and after > MISCALIBRATED
+    if worst["ece"] <= MISCALIBRATED and not harmed:
         return
     where = "OOD data" if ood else "ID validation"
     kind = "overconfident" if worst["confidence_gap"] > 0 else "underconfident"
     text = (
-        f"Calibration is off: on {where} its confidence is wrong by {100 * worst['ece']:.1f} points on average, and it "
-        f"is {kind}."
+        f"{'Calibration is off: on' if worst['ece'] > MISCALIBRATED else 'On'} {where} confidence and accuracy differ "
+        f"by {100 * worst['ece']:.1f} points on average, and it is {kind}."
     )
-    if temperature is not None:
-        after = ood.get("ece_tempered") if ood else None
-        if after is None:
-            text += f" Divide its logits by the temperature fitted on ID validation, T = {temperature:.2f}."
-        elif after < worst["ece"]:
-            text += (
-                f" Divide its logits by the temperature fitted on ID validation, T = {temperature:.2f}: the error on "
-                f"OOD data is {100 * after:.1f} points then."
-            )
-        else:
-            text += (
-                f" The temperature that mends it on ID validation, T = {temperature:.2f}, does not carry over: on OOD "
-                f"data the error is {100 * after:.1f} points then."
-            )
-    say("note", "calibration", text)
+    if harmed and after is not None:
+        text += (
+            f" The temperature fitted on ID validation, T = {temperature:.2f}, does not carry over: it makes this "
+            f"worse, {100 * after:.1f} points. Do not use it for images like these."
+        )
+    elif after is not None:
+        text += (
+            f" Divide its logits by the temperature fitted on ID validation, T = {temperature:.2f}: they differ by "
+            f"{100 * after:.1f} points then."
+        )
+    elif temperature is not None:
+        text += f" Divide its logits by the temperature fitted on ID validation, T = {temperature:.2f}."
+    say("warning" if harmed else "note", "calibration", text)
 
 
 # Words.
@@ -545,7 +636,9 @@ def _badges(
         "confirmed": ("good", "confirmed on OOD data"),
         "contradicted": ("warning", "contradicted by OOD data"),
         "no_gain": ("note", "no gain on OOD data"),
-        "unknown": ("note", "gain on OOD data unknown"),
+        "over_mean": ("good", "better than the mean member"),
+        "unknown": ("note", "gain on OOD data cannot be told"),
+        "chance": ("warning", "accuracy is about chance"),
         "no_ood": ("warning", "no OOD data"),
         "no_id": ("note", "no ID data"),
         "far_apart": ("warning", "members too far apart"),
@@ -557,7 +650,9 @@ def _badges(
         "one_member": ("note", "one member"),
     }
     level = {"high": "good", "medium": "note", "low": "warning"}.get(trust, "warning")
-    badges = [{"level": level, "text": f"trust: {trust}"}]
+    badges = [{"level": level, "text": f"trust: {TRUST[trust]}"}]
+    if any(reason["code"] == "over_mean" for reason in reasons):  # a gain is seen, only not over the other
+        words["unknown"] = ("note", "not told from the best member")
     badges.append({"level": "note", "text": f"{forwards} forward{'s' if forwards > 1 else ''} per image"})
     for code, (color, text) in words.items():
         found = [reason for reason in reasons if reason["code"] == code]
@@ -587,14 +682,27 @@ def _judged(draws: Draws, first: str, second: str, level: float = 0.95, shift: f
     return judged(moved, draws.differing(first, second), draws.images)
 
 
+def _images(number: int, kind: str = "") -> str:
+    """``1 OOD image``, ``1,200 images``."""
+    return f"{number:,} {kind}image{'' if number == 1 else 's'}"
+
+
+def _sentence(text: str) -> str:
+    """A predictor at the beginning of a sentence; the name of a member stays as it is."""
+    return f"The{text[3:]}" if text.startswith("the ") else text
+
+
 def _percent(interval: Interval) -> str:
     return f"{100 * interval.value:.1f} %"
 
 
 def _signed(value: float) -> str:
+    """With its sign, and with so many digits that they are not all zero, as the sign decides."""
     text = f"{abs(100 * value):.1f}"
     if text == "0.0":
-        return text
+        if abs(value) < 1e-12:
+            return text
+        text = f"{abs(100 * value):.1g}" if abs(value) >= 1e-5 else "0.001"
     return f"+{text}" if value > 0 else f"−{text}"
 
 

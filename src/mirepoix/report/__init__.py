@@ -9,9 +9,9 @@ from mirepoix.report._terminal import terminal_table
 
 __all__ = [
     "FORMAT",
+    "explanation_html",
     "html",
     "markdown",
-    "explanation_html",
     "read_report",
     "terminal_table",
     "write_benchmark_report",

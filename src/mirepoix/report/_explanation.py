@@ -5,8 +5,9 @@ The style of the page is that of the report of a job (``template.html``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,49 +26,66 @@ TRUST = {
     "none": "Unknown",
 }
 
+# Each with what to look for on the page: words that it does not use are not explained.
 GLOSSARY = (
-    ("Member", "One of several networks that were fine-tuned from the same start."),
+    ("Member", "One of several networks that can be combined.", r"\bmembers?\b"),
     (
         "ID, OOD",
         "In distribution: held-out images like those of the training. Out of distribution: images of a domain "
         "that training never saw. Only ID images may choose; OOD images tell whether the choice was good.",
+        r"\b(id|ood)\b",
     ),
-    ("Mean member", "The mean accuracy of the members: what training one network gives on average."),
+    (
+        "Mean member",
+        "The mean accuracy of the members: what training one network gives on average.",
+        "mean member",
+    ),
     (
         "Best on ID",
         "The member with the highest accuracy on ID validation: what one ships without any combining.",
+        "best on id|best member",
     ),
     (
         "Average",
         "One network, whose weights are the mean of the members' weights. It costs as much as one member.",
+        "average of weights|ship the average|the average",
     ),
-    ("Greedy soup", "An average too, of those members only that do not lower the ID accuracy."),
-    ("Ensemble", "All members are run, and their logits averaged: M forwards per image."),
-    ("Forward", "One run of one network on an image."),
+    (
+        "Greedy soup",
+        "An average too, of those members only that do not lower the ID accuracy. Soup is another word for an average "
+        "of weights.",
+        "greedy soup",
+    ),
+    ("WiSE", "One network whose weights lie between the start and what training made of it.", r"\bwise\b"),
+    ("Moving average", "One network: the mean of the weights along one training.", "moving average"),
+    ("Ensemble", "All members are run, and their logits averaged: M forwards per image.", "ensemble"),
+    ("Forward", "One run of one network on an image.", r"\bforwards?\b"),
     (
         "Interval",
         "Where the number would lie on other images of the same kind, 95 times of 100. It does not speak of "
         "other trainings or other domains.",
+        "interval",
     ),
-    ("Points", "Differences of accuracies in percent: from 80 % to 83 % is 3 points."),
+    ("Points", "Differences of accuracies in percent: from 80 % to 83 % is 3 points.", r"\bpoints?\b"),
     (
         "Ratio-error",
         "Of two members: images on which exactly one fails, over images on which both fail. 0: they fail "
         "together. More is more diverse.",
+        "ratio-error",
     ),
-    ("Disagreement", "The share of images on which two members predict different classes."),
+    ("Disagreement", "The share of images on which two members predict different classes.", "disagreement"),
     (
         "Calibration",
         "Whether of 100 predictions at 80 % confidence 80 are right. Dividing logits by a temperature T "
         "mends most of it and changes no prediction.",
+        "calibration|confidence|temperature",
     ),
-    ("Soup", "Another word for an average of weights."),
 )
 
 LIMITS = (
     "Intervals draw images again. Luck of training, of the split and of the choice of domains is not in them.",
-    "The best member and the greedy soup were chosen on ID validation, so their ID accuracy flatters them; what "
-    "replaces the average must lead by more than that.",
+    "What was chosen on ID validation (the best member; a greedy soup) looks better there than it is; what replaces "
+    "the average must lead by more than that.",
     "OOD labels never choose here. Choosing by them after reading this page would make the OOD numbers worthless.",
     "A difference is called seen if its 95 % interval excludes zero and at least 6 images are decided differently; "
     "with fewer than 30 images nothing is.",
@@ -98,6 +116,7 @@ class _Page:
     badges: tuple[tuple[str, str], ...]
     reasons: tuple[tuple[str, str, str], ...]
     compared: str
+    member: str
     table: Table
     targets: Table
     measured: tuple[tuple[str, str], ...]
@@ -174,7 +193,13 @@ def _html(content: Mapping[str, Any], figures: Sequence[Shown]) -> str:
     first = next((item for item in shown if item["name"] == "differences"), None)
     why = [item for item in shown if not item["block"] and item is not first]
     details = [item for item in shown if item["block"]]
-    head, body, text = template.render(page=_page(content, details), first=first, why=why).partition("<body>")
+    page = _page(content, details)
+    _, _, body = template.render(page=page, first=first, why=why).partition("<body>")
+    words = re.sub(r"<[^>]+>", " ", body).lower()
+    page = replace(
+        page, glossary=tuple((term, text) for term, text, used in GLOSSARY if re.search(used, words))
+    )
+    head, body, text = template.render(page=page, first=first, why=why).partition("<body>")
     return head + body + text.replace(" % ", "\u00a0% ")  # no line ends before a percent sign
 
 
@@ -183,15 +208,22 @@ def _page(content: Mapping[str, Any], figures: Sequence[dict[str, Any]]) -> _Pag
     reasons = [(one["level"], one["target"] or "", one["text"]) for one in verdict["reasons"]]
     images = total["images"]
     compared = f"{amount(total['members'], 'member')}, judged on "
-    parts = [
-        f"{amount(images[side], 'image')} of {words}"
-        for side, words in (("ood", "OOD data"), ("id", "ID validation"))
-        if images[side]
-    ]
-    compared += " and ".join(parts) if parts else "no predictions"
+    unit = "splits" if content["data_seeds"] > 1 else "targets"
+    parts = []
+    for side, words in (("ood", "OOD data"), ("id", "ID validation")):
+        if images[side] and images[side] < sum(block["images"][side] for block in blocks):
+            # Several targets or splits hold some of the same images.
+            parts.append(f"{amount(images[side], 'different image')} of {words}, shared by the {unit},")
+        elif images[side]:
+            parts.append(f"{amount(images[side], 'image')} of {words}")
+    compared += " and ".join(parts).rstrip(",") if parts else "no predictions"
     if len(blocks) > 1:
         compared += f"; {total['name']}, each of which has members of its own"
+    one_start = content.get("one_start", True)
     return _Page(
+        member="A member is one of the fine-tuned networks."
+        if one_start
+        else "A member is one of the networks that were given.",
         title=f"What to ship: {content['title']}",
         version=str(content["mirepoix"]),
         sentences=tuple(verdict["sentences"]),
@@ -219,7 +251,7 @@ def _page(content: Mapping[str, Any], figures: Sequence[dict[str, Any]]) -> _Pag
         if len(blocks) > DETAILED
         else "",
         command=str(content["command"]),
-        glossary=GLOSSARY,
+        glossary=(),
         limits=LIMITS,
     )
 
@@ -228,22 +260,22 @@ def _compared(total: Mapping[str, Any], ship: str | None) -> Table:
     """One line for everything that could be shipped."""
     rows = total["rows"] or []
     sides = [side for side in ("ood", "id") if total["images"][side]]
-    heads = ["", *(f"{side.upper()} accuracy, %" for side in sides)]
+    heads = [""]
     gains = len(rows) > 1 and any(row["name"] == "mean" for row in rows)
     if gains:
         heads.append(f"{sides[0].upper()} gain, points")
-    heads.append("Forwards")
+    heads += [*(f"{side.upper()} accuracy, %" for side in sides), "Forwards"]
     lines = []
     for row in rows:
         shipped = row["name"] == ship
         # A member keeps its name as it is.
         label = row["label"] if row["label"].endswith("(best on ID)") else _capital(row["label"])
         line = [Cell(f"➜ {label}" if shipped else label)]
-        line += [Cell(_with_interval(row[side]), shipped) for side in sides]
         if gains:
             base = next(one for one in rows if one["name"] == "mean")[sides[0]]
             known = row[sides[0]] is not None and row["name"] != "mean"
             line.append(Cell(points(row[sides[0]]["value"] - base["value"]) if known else "–", shipped))
+        line += [Cell(_with_interval(row[side]), shipped) for side in sides]
         line.append(Cell(f"{row['forwards']}", shipped))
         lines.append(tuple(line))
     return Table(tuple(heads), tuple(lines))
@@ -268,18 +300,16 @@ def _targets(blocks: Sequence[Mapping[str, Any]], ship: str | None) -> Table:
     for block in blocks:
         side = "ood" if block["images"]["ood"] else "id"
         values = {row["name"]: row[side] for row in block["rows"]}
-        line = [block["name"], f"{block['images'][side]:,}"]
+        first = name if name != "greedy" else "average"
+        line = [block["name"], *(_seen(block, side, first, other) for other in ("mean", "best"))]
         line += [
             percent((values.get(role) or values.get("member") or {}).get("value"))
-            for role in ("mean", "best", "average", "ensemble")
+            for role in ("average", "mean", "best", "ensemble")
         ]
-        for other in ("mean", "best"):
-            first = name if name != "greedy" else "average"
-            line.append(_seen(block, side, first, other))
-        lines.append(line)
-    what = "ensemble" if name == "ensemble" else "average"
-    heads = ["Target", "Images", "Mean member", "Best on ID", "Average", "Ensemble"]
-    return table_of([*heads, f"{_capital(what)} − mean member", f"{_capital(what)} − best on ID"], lines)
+        lines.append([*line, f"{block['images'][side]:,}"])
+    what = "Ensemble" if name == "ensemble" else "Average"
+    heads = ["Target", f"{what} − mean member", f"{what} − best on ID"]
+    return table_of([*heads, "Average", "Mean member", "Best on ID", "Ensemble", "Images"], lines)
 
 
 def _seen(block: Mapping[str, Any], side: str, first: str, second: str) -> str:
@@ -335,14 +365,17 @@ def _how(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Choice",
-            "The average, unless another single model is better on ID validation by more than chance, with "
-            "Bonferroni's correction for their number, and by more than the luck of having been chosen there"
-            + (f" ({100 * total['optimism']:.1f} points here)." if total["optimism"] else "."),
+            "The average of all members, as it needs no choice and costs one network. Another single model replaces it "
+            "only if its lead on ID validation, less what is expected from being chosen on these images"
+            + (f" ({100 * total['optimism']:.1f} points here)" if total["optimism"] else "")
+            + ", can be told from zero, with Bonferroni's correction for the number of such models.",
         ),
         (
             "Trust",
-            "Yes: better on OOD data than what would be shipped otherwise, with nothing to warn of. Partly: better "
-            "than the mean member, or a warning. Not yet: not seen on OOD data, or none was given.",
+            "Yes: better on OOD data than what would be shipped otherwise (the best member on ID; the average where a "
+            "member is shipped), and nothing marked Against it. Partly: better than the mean member only, surely as "
+            "good as the other, or better with a warning. Not yet: no gain seen on OOD data, none given, or accuracy "
+            "about chance. What is marked Mind limits how far the numbers reach, and takes no trust away.",
         ),
     ]
     calibration = (total["calibration"] or {}).get(content["verdict"]["ship"]) or {}

@@ -22,6 +22,9 @@ __all__ = ["DETAILED", "Shown", "shown_figures"]
 DETAILED = 8
 """Targets up to which each has figures of its own."""
 
+FEW_IN_BIN = 10
+"""Images below which a bin of confidences says nothing."""
+
 WORDS = {
     "mean": "mean member",
     "best": "best on ID",
@@ -151,7 +154,13 @@ def _members(content: Mapping[str, Any]) -> Shown | None:
         "ensemble": _mean_curve([curve["ensemble"] for curve in curves]),
     }
     what = "OOD accuracy" if curves[0]["side"] == "ood" else "ID accuracy"
-    plot = draw_accuracy_against_members(numbers, what=what, name="members")
+    # As all intervals of the page: 95 %, which are 1.96 standard errors.
+    wide = {
+        kind: found and [{**point, "error": _times(point["error"], 1.96)} for point in found]
+        for kind, found in numbers.items()
+    }
+    plot = draw_accuracy_against_members(wide, what=what, name="members")
+    plot = replace(plot, caption=plot.caption.replace("one standard error", "95 % intervals over subsets"))
     label, curve = ("average", numbers["runs"]) if numbers["runs"] else ("ensemble", numbers["ensemble"])
     assert curve is not None
     first, last = curve[0]["mean"], curve[-1]["mean"]
@@ -165,6 +174,11 @@ def _members(content: Mapping[str, Any]) -> Shown | None:
     ]
     drawn = Drawn(plot, ("curve", "members", "accuracy", "standard_error", "subsets"), tuple(rows))
     return Shown(drawn, "Do more members help?", reading)
+
+
+def _times(value: Any, factor: float) -> float | None:
+    number = finite(value)
+    return None if number is None else factor * number
 
 
 def _mean_curve(curves: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -191,19 +205,42 @@ def _gain_against_diversity(content: Mapping[str, Any]) -> Shown | None:
         if numbers is None or not any(size["subsets"] for size in numbers["sizes"]):
             return None
         what = "OOD accuracy" if numbers["side"] == "ood" else "ID accuracy"
-        plot = draw_gain_against_diversity(numbers, what=what, name="gain_against_diversity")
+        # As all intervals of the page: 95 %, which are 1.96 standard errors.
+        wide = {
+            **numbers,
+            "sizes": [
+                {**size, "slope_error": _times(size["slope_error"], 1.96)} for size in numbers["sizes"]
+            ],
+        }
+        plot = draw_gain_against_diversity(wide, what=what, name="gain_against_diversity")
         slopes = [size["slope"] for size in numbers["sizes"] if size["slope"] is not None]
         rows = [
             (size["members"], x, y)
             for size in numbers["sizes"]
             for x, y in zip(size["diversity"], size["gain"], strict=True)
         ]
-        rising = sum(slope > 0 for slope in slopes)
-        reading = (
-            f"Subsets that fail on more different images gain more for {rising} of {len(slopes)} sizes."
-            if slopes
-            else "There are too few subsets to tell whether diversity pays."
-        )
+        # A slope is told from zero by 1.96 of its errors, as 95 % intervals are.
+        ends = [
+            (size["slope"] - 1.96 * size["slope_error"], size["slope"] + 1.96 * size["slope_error"])
+            for size in numbers["sizes"]
+            if finite(size["slope"]) is not None and finite(size["slope_error"]) is not None
+        ]
+        rising, falling = sum(low > 0 for low, _ in ends), sum(high < 0 for _, high in ends)
+        of = f"{len(slopes)} size{'s' if len(slopes) != 1 else ''} of subsets"
+        if rising and 2 * rising > len(slopes):
+            reading = (
+                f"Yes: for {rising} of {of}, those that fail on more different images clearly gain more."
+            )
+        elif falling and 2 * falling > len(slopes):
+            reading = (
+                f"No: for {falling} of {of}, those that fail on more different images clearly gain less."
+            )
+        else:
+            reading = (
+                "This cannot be told: subsets that fail on more different images do not clearly gain more or "
+                "less."
+            )
+        plot = replace(plot, caption=f"{plot.caption} ±: 95 % intervals of the slopes, over subsets.")
         drawn = Drawn(plot, ("members", "ratio_error", "gain"), tuple(rows))
         return Shown(drawn, "Does diversity pay?", reading)
     series: dict[str, list[tuple[float, float, str]]] = {}
@@ -225,17 +262,30 @@ def _gain_against_diversity(content: Mapping[str, Any]) -> Shown | None:
     kind, dots = next(iter(series.items()))
     r = _correlation([dot[0] for dot in dots], [dot[1] for dot in dots])
     unit = "splits" if content["data_seeds"] > 1 else "targets"
-    reading = f"Where members fail on different images, combining should gain more: over {len(dots)} {unit} "
-    reading += (
-        f"the correlation for the {kind} is {r:.2f}.".replace("-", "−")
-        if r is not None
-        else "it is not determined."
-    )
+    low, high = _fisher(r, len(dots))
+    if low > 0:
+        reading = f"Yes: the {kind} gains more on {unit} where members fail on more different images."
+    elif high < 0:
+        reading = f"No: the {kind} gains less on {unit} where members fail on more different images."
+    else:
+        reading = f"This cannot be told from {len(dots)} {unit}."
+    told = "The correlation is not determined." if r is None else f"The correlation is {r:.2f}."
+    if r is not None and len(dots) > 3:
+        told = f"The correlation is {r:.2f} (95 % interval {low:.2f} to {high:.2f})."
+    told = told.replace("-", "−")
     return Shown(
-        _captioned(drawn, f"A dot is one of the {unit}. Few illustrate and prove nothing."),
+        _captioned(drawn, f"A dot is one of the {unit}. {told} Few illustrate and prove nothing."),
         "Does diversity pay?",
         reading,
     )
+
+
+def _fisher(r: float | None, number: int) -> tuple[float, float]:
+    """The 95 % interval of a correlation, by Fisher's transformation."""
+    if r is None or number < 4:
+        return -1.0, 1.0
+    z, half = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r))), 1.96 / math.sqrt(number - 3)
+    return math.tanh(z - half), math.tanh(z + half)
 
 
 def _correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -304,7 +354,7 @@ def _diversity(content: Mapping[str, Any]) -> Shown | None:
                 section="why",
                 alt=f"Ratio-error on ID and OOD data. {reading}",
                 caption="Failing together (0) gives nothing to correct; failing apart does. Bars: 95 % intervals over "
-                "images.",
+                f"images.{_undrawn(rows)}",
                 size=(380, 80 + max(40, 30 * len(names))),
                 draw=draw,
             ),
@@ -314,6 +364,23 @@ def _diversity(content: Mapping[str, Any]) -> Shown | None:
         "How differently do members fail?",
         reading,
     )
+
+
+def _undrawn(rows: Sequence[tuple[Any, ...]]) -> str:
+    """What a figure of ratio-errors cannot show."""
+    ratios = [row for row in rows if row[2] == "ratio_error"]
+    none = [row for row in ratios if finite(row[3]) is None]
+    bare = [row for row in ratios if finite(row[3]) is not None and finite(row[4]) is None]
+    text = ""
+    if none:
+        names = ", ".join(f"{_short(name, 18)} ({side.upper()})" for name, side, *_ in none[:5])
+        more = ", ..." if len(none) > 5 else ""
+        text += (
+            f" Not drawn, as some two members share no error and it is infinite or undefined: {names}{more}."
+        )
+    if bare:
+        text += " A dot without a bar: its interval is not determined, as few images are failed by both of a pair."
+    return text
 
 
 def _apart(block: Mapping[str, Any]) -> str:
@@ -343,9 +410,10 @@ def _reliability(content: Mapping[str, Any]) -> Shown | None:
         for side in reversed(sides):
             bins = [one for one in found[side]["bins"] if one["images"]]
             most = max(one["images"] for one in bins)
+            drawn = [one for one in bins if one["images"] >= FEW_IN_BIN]
             axes.plot(
-                [100 * one["confidence"] for one in bins],
-                [100 * one["accuracy"] for one in bins],
+                [100 * one["confidence"] for one in drawn],
+                [100 * one["accuracy"] for one in drawn],
                 **_style(side),
                 linewidth=1.6,
                 linestyle="-" if side == "ood" else "--",
@@ -364,7 +432,7 @@ def _reliability(content: Mapping[str, Any]) -> Shown | None:
     error, gap = found[side]["ece"], found[side]["confidence_gap"]
     kind = "claims more than it keeps" if gap > 0 else "is right more often than it claims"
     name = content["verdict"]["ship_label"]
-    reading = f"On {SIDES[side]} confidence is wrong by {percent(error)} points on average"
+    reading = f"On {SIDES[side]} confidence and accuracy differ by {percent(error)} points on average"
     reading += f": {name} {kind}." if error > 0.02 else ": it can be believed."
     return Shown(
         Drawn(
@@ -373,7 +441,8 @@ def _reliability(content: Mapping[str, Any]) -> Shown | None:
                 section="why",
                 alt=f"Share of right predictions against confidence. {reading}",
                 caption="On the dotted line, of 100 predictions at 80 % confidence 80 are right. Below it, it is "
-                "overconfident. Ticks at the bottom: where the images are.",
+                f"overconfident. Ticks at the bottom: where the images are; bins of fewer than {FEW_IN_BIN} have no "
+                "dot.",
                 size=(380, 280),
                 draw=draw,
             ),
