@@ -23,7 +23,7 @@ def rows_of(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize("name", ["flatness", "hessian_and_gradient_variance"])
+@pytest.mark.parametrize("name", ["flatness", "hessian_and_gradient_variance", "fishr_colored_mnist"])
 def test_an_example_opens_with_what_to_expect(root, name):
     opening = (root / "examples" / f"{name}.py").read_text().split('"""')[1]
     for word in ("Paper:", f"Command:  python examples/{name}.py", "Time:", "Expected:"):
@@ -44,3 +44,10 @@ def test_averages_and_sam_are_flatter(root):
     rows = rows_of(printed)
     assert [row[0] for row in rows] == ["weights", "ERM", "MA of ERM", "SAM", "MA of SAM"]
     assert all(float(row[1].split()[0]) > 0 for row in rows[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_fishr_ignores_a_colour_that_misleads(root, shared):
+    printed = run_example(root, "fishr_colored_mnist", "--data", shared / "data")
+    assert "Fishr" in printed

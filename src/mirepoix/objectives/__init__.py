@@ -1,9 +1,56 @@
 """What one network minimises: one file per training criterion."""
 
+from mirepoix.objectives._and_mask import ANDMask
+from mirepoix.objectives._cad import CAD
+from mirepoix.objectives._causirl import CausIRLCORAL, CausIRLMMD
+from mirepoix.objectives._cond_cad import CondCAD
 from mirepoix.objectives._coral import CORAL
+from mirepoix.objectives._eqrm import EQRM
 from mirepoix.objectives._erm import ERM
+from mirepoix.objectives._fish import Fish
+from mirepoix.objectives._fishr import Fishr
+from mirepoix.objectives._group_dro import GroupDRO
+from mirepoix.objectives._iberm import IBERM
+from mirepoix.objectives._ibirm import IBIRM
+from mirepoix.objectives._iga import IGA
+from mirepoix.objectives._irm import IRM
 from mirepoix.objectives._mixup import Mixup
+from mirepoix.objectives._mldg import MLDG
+from mirepoix.objectives._mmd import MMD
 from mirepoix.objectives._objective import Objective
+from mirepoix.objectives._rdm import RDM
+from mirepoix.objectives._rsc import RSC
 from mirepoix.objectives._sam import SAM
+from mirepoix.objectives._sand_mask import SANDMask
+from mirepoix.objectives._sd import SD
+from mirepoix.objectives._selfreg import SelfReg
+from mirepoix.objectives._vrex import VREx
 
-__all__ = ["CORAL", "ERM", "SAM", "Mixup", "Objective"]
+__all__ = [
+    "CAD",
+    "CORAL",
+    "EQRM",
+    "ERM",
+    "IBERM",
+    "IBIRM",
+    "IGA",
+    "IRM",
+    "MLDG",
+    "MMD",
+    "RDM",
+    "RSC",
+    "SAM",
+    "SD",
+    "ANDMask",
+    "CausIRLCORAL",
+    "CausIRLMMD",
+    "CondCAD",
+    "Fish",
+    "Fishr",
+    "GroupDRO",
+    "Mixup",
+    "Objective",
+    "SANDMask",
+    "SelfReg",
+    "VREx",
+]
