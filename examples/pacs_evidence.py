@@ -5,7 +5,7 @@ Command:  mirepoix domainbed run recipes/pacs-strategies.toml --data DIR --store
           mirepoix domainbed export recipes/pacs-strategies.toml --data DIR --store STORE --out OUT \
             --along 75,100,125,149
           python examples/pacs_evidence.py OUT/exported --data DIR
-Time:     three minutes for 16 splits on two cores; an hour for averages of weights too, without --subsets 0
+Time:     three minutes for 16 splits on two cores; more than an hour for averages too, without --subsets 0
 Expect:   docs/results.md, section "Why averaging works on PACS"
 
 Claims: members differ more on the domain they have not seen than on their own; members of different runs differ more

@@ -133,7 +133,7 @@ def test_names_of_files_that_are_no_text_are_spelled_out(cli, tmp_path):
             with open(folder + b"/m\xff%d.npz" % k, "wb") as file:
                 np.savez(file, logits=sample.logits[k].numpy(), labels=sample.labels.numpy())
     except OSError:
-        pytest.skip("names of files are text here")
+        pytest.skip("this file system takes no names that are not text")
     result = cli("explain", "--id", "*.npz", "--json", *QUICK)
     assert result.code == 0, result.err
     assert json.loads(result.out)["blocks"][0]["names"] == ["m\\udcff0", "m\\udcff1"]

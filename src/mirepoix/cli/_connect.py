@@ -5,10 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mirepoix.cli._score_options import (
+    BatchNormOption,
+    BatchSizeOption,
+    BetterOption,
+    DeviceOption,
+    MetricOption,
+    ModelOption,
+    ScoreOption,
+    SizeOption,
+    SkipUnreadableOption,
+    ToleranceOption,
+    ValidationOption,
+    WidthOption,
+)
 from mirepoix.types import InputError
 
 if TYPE_CHECKING:
@@ -29,44 +43,19 @@ def connect(
         list[Path],
         typer.Argument(help="Two or three files of weights.", show_default=False),
     ],
-    score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION", help="Your function of weights: a number, or one per sample."
-        ),
-    ] = None,
-    better: Annotated[
-        Literal["higher", "lower"] | None,
-        typer.Option(help="Which values of --score are better. [default: higher]"),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Network of the weights, such as timm:resnet18 or cifar_resnet20.")
-    ] = None,
-    validation: Annotated[
-        Path | None,
-        typer.Option(help="Folder of held-out images: one sub-folder per class, or domains with them."),
-    ] = None,
-    metric: Annotated[
-        Literal["accuracy", "nll"], typer.Option(help="What is measured with --model.")
-    ] = "accuracy",
+    score: ScoreOption = None,
+    better: BetterOption = None,
+    model: ModelOption = None,
+    validation: ValidationOption = None,
+    metric: MetricOption = "accuracy",
     points: Annotated[int, typer.Option(help="Points on the line, or on each edge of the triangle.")] = 11,
-    tolerance: Annotated[
-        float, typer.Option(help="How far below the chord is still connected; accuracy is a fraction.")
-    ] = 0.02,
-    batch_norm: Annotated[
-        Literal["average", "reestimate"],
-        typer.Option(help="Statistics between the ends: averaged, or measured again on the images."),
-    ] = "average",
-    width: Annotated[int | None, typer.Option(help="Width of mnist_cnn.")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side in pixels of what the network sees. [default: that of its design]"),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, and say so.")
-    ] = False,
+    tolerance: ToleranceOption = 0.02,
+    batch_norm: BatchNormOption = "average",
+    width: WidthOption = None,
+    size: SizeOption = None,
+    batch_size: BatchSizeOption = 256,
+    device: DeviceOption = "auto",
+    skip_unreadable: SkipUnreadableOption = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the values: .svg or .png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -7,12 +7,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mirepoix.cli._columns import aligned, plain, written
 from mirepoix.cli._connect import AVERAGED, _check_files, _check_options, _statistics_differ
+from mirepoix.cli._score_options import (
+    BatchNormOption,
+    BatchSizeOption,
+    BetterOption,
+    DeviceOption,
+    MetricOption,
+    ModelOption,
+    ScoreOption,
+    SizeOption,
+    SkipUnreadableOption,
+    ToleranceOption,
+    ValidationOption,
+    WidthOption,
+)
 from mirepoix.types import Batch, InputError
 
 if TYPE_CHECKING:
@@ -38,30 +52,13 @@ def landscape(
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where they started: angles are seen from there.")
     ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION", help="Your function of weights: a number, or one per sample."
-        ),
-    ] = None,
-    better: Annotated[
-        Literal["higher", "lower"] | None,
-        typer.Option(help="Which values of --score are better. [default: higher]"),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Network of the weights, such as timm:resnet18 or cifar_resnet20.")
-    ] = None,
-    validation: Annotated[
-        Path | None,
-        typer.Option(help="Folder of held-out images: one sub-folder per class, or domains with them."),
-    ] = None,
-    metric: Annotated[
-        Literal["accuracy", "nll"], typer.Option(help="What is measured with --model.")
-    ] = "accuracy",
+    score: ScoreOption = None,
+    better: BetterOption = None,
+    model: ModelOption = None,
+    validation: ValidationOption = None,
+    metric: MetricOption = "accuracy",
     points: Annotated[int, typer.Option(help="Points on the line between each two files.")] = 5,
-    tolerance: Annotated[
-        float, typer.Option(help="How far below the chord is still connected; accuracy is a fraction.")
-    ] = 0.02,
+    tolerance: ToleranceOption = 0.02,
     plane: Annotated[
         tuple[Path, Path, Path] | None,
         typer.Option(
@@ -74,20 +71,12 @@ def landscape(
     hessian: Annotated[
         bool, typer.Option("--hessian", help="Measure flatness too, with --model: slow.")
     ] = False,
-    batch_norm: Annotated[
-        Literal["average", "reestimate"],
-        typer.Option(help="Statistics between the ends: averaged, or measured again on the images."),
-    ] = "average",
-    width: Annotated[int | None, typer.Option(help="Width of mnist_cnn.")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side in pixels of what the network sees. [default: that of its design]"),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 256,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, and say so.")
-    ] = False,
+    batch_norm: BatchNormOption = "average",
+    width: WidthOption = None,
+    size: SizeOption = None,
+    batch_size: BatchSizeOption = 256,
+    device: DeviceOption = "auto",
+    skip_unreadable: SkipUnreadableOption = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for figures, the numbers behind them, and landscape.json."),

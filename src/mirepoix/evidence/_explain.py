@@ -614,7 +614,7 @@ def _weights(block: Block) -> dict[str, Any] | None:
         raise InputError(f"weights: {error} The members are, in order: {files}.") from None
     recorded = block.recorded.get("distance_to_start")
     if start is None and recorded is not None and len(recorded) == len(names) == len(block.members):
-        # The start itself is not kept, but three sides of a triangle give the angle between two of them.
+        # Without the file of the start, three sides of a triangle give the angle between two of them.
         start = [float(length) for length in recorded]
         a = torch.tensor(start, dtype=torch.float64)
         cosines = (a[:, None] ** 2 + a**2 - between**2) / (2 * a[:, None] * a)

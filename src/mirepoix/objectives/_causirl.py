@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirepoix.objectives._coral import _distance, _moments
+from mirepoix.objectives._joint import risks
 from mirepoix.objectives._mmd import _discrepancy, _embedding
 from mirepoix.objectives._objective import Objective
 from mirepoix.types import Batch, InputError
@@ -42,11 +42,7 @@ class _CausIRL(Objective):
         # Before the forward passes: dropout on a processor draws from the same generator.
         cuts = [int(torch.randint(len(batch.labels), ())) for batch in batches]
         outputs = [model(batch.images) for batch in batches]
-        risks = [
-            F.cross_entropy(output.logits, batch.labels)
-            for output, batch in zip(outputs, batches, strict=True)
-        ]
-        risk = torch.stack(risks).mean()
+        risk = risks(outputs, batches).mean()
         one = torch.cat([output.features[:cut] for output, cut in zip(outputs, cuts, strict=True)])
         other = torch.cat([output.features[cut:] for output, cut in zip(outputs, cuts, strict=True)])
         if len(one) < 2 or len(other) < 2:

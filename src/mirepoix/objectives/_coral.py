@@ -8,9 +8,9 @@ from itertools import combinations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirepoix.objectives._joint import risks, single
 from mirepoix.objectives._objective import Objective
 from mirepoix.types import Batch, InputError
 
@@ -57,11 +57,7 @@ class CORAL(Objective):
                     f"{len(batch.labels)} of domain {batch.domains.tolist()}; use a larger batch size."
                 )
         outputs = [model(batch.images) for batch in batches]
-        risks = [
-            F.cross_entropy(output.logits, batch.labels)
-            for output, batch in zip(outputs, batches, strict=True)
-        ]
-        risk = torch.stack(risks).mean()
+        risk = risks(outputs, batches).mean()
         if len(batches) < 2:
             return risk
         with torch.autocast(risk.device.type, enabled=False):
@@ -72,7 +68,7 @@ class CORAL(Objective):
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the unbiased covariance of features."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = single(features)
     mean = features.mean(0)
     centred = features - mean  # (samples, features)
     return mean, centred.T @ centred / (len(features) - 1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirepoix.objectives._joint import single
 from mirepoix.objectives._scheduled import Scheduled
 from mirepoix.types import Batch, InputError
 
@@ -84,7 +85,6 @@ class EQRM(Scheduled):
         self.eqrm_burnin_iters = float(eqrm_burnin_iters) if parity else int(eqrm_burnin_iters)
         self.eqrm_lr = float(eqrm_lr)
         self.parity = bool(parity)
-        self._parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """All options."""
@@ -111,8 +111,7 @@ class EQRM(Scheduled):
             # At every update from there on: a loop with a schedule sets its own before each.
             for group in optimizer.param_groups:
                 group["lr"] = self.eqrm_lr
-        logged = super().step(model, batches, optimizer, scaler)
-        return {**logged, **self._parts}
+        return super().step(model, batches, optimizer, scaler)
 
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The mean risk of the domains, later a quantile of their risks, a scalar in nats."""
@@ -123,12 +122,11 @@ class EQRM(Scheduled):
             )
         risks = torch.stack([F.cross_entropy(model(batch.images).logits, batch.labels) for batch in batches])
         risk = risks.mean()
-        self._parts = {"nll": risk.detach()}
+        self.parts = {"nll": risk.detach()}
         if self.updates < self.eqrm_burnin_iters:
             return risk
         with torch.autocast(risks.device.type, enabled=False):
-            risks = risks.to(torch.promote_types(risks.dtype, torch.float32))
-            return _quantile(risks, self.eqrm_quantile)
+            return _quantile(single(risks), self.eqrm_quantile)
 
 
 def _quantile(risks: Tensor, share: float) -> Tensor:

@@ -133,7 +133,6 @@ class Fishr(Scheduled):
         self.divide = bool(divide)
         self.reset = bool(reset)
         self.register_buffer("variances", torch.zeros(self.domains, 0))  # as wide as the first gradient
-        self.parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """All options."""
@@ -156,17 +155,6 @@ class Fishr(Scheduled):
     def resets(self) -> Collection[int]:
         """The update at which the weight jumps, unless it is the first."""
         return (self.penalty_anneal_iters,) if self.reset and self.penalty_anneal_iters > 0 else ()
-
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> dict[str, Tensor]:
-        """Make one update; `nll` is the risk and `penalty` the distance of variances, without its weight."""
-        logged = super().step(model, batches, optimizer, scaler)
-        return {**logged, **self.parts}
 
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The risk of the joint batch plus the weighted distance of gradient variances, a scalar."""

@@ -63,7 +63,6 @@ class IBERM(Scheduled):
         self.ib_penalty_anneal_iters = check_count(
             "IBERM", "ib_penalty_anneal_iters", ib_penalty_anneal_iters
         )
-        self.parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """The weight of the penalty, and when it begins."""
@@ -81,16 +80,6 @@ class IBERM(Scheduled):
         weight = 0.0 if self.updates < self.ib_penalty_anneal_iters else self.ib_lambda
         self.parts = {"nll": risk.detach(), "penalty": penalty.detach()}
         return risk + weight * penalty
-
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> dict[str, Tensor]:
-        """Make one update; beside `loss`, return its terms."""
-        return {**super().step(model, batches, optimizer, scaler), **self.parts}
 
 
 def ib_penalty(owner: str, outputs: Sequence[Outputs], batches: Sequence[Batch]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mirepoix.objectives._iberm import check_ib, ib_penalty
@@ -79,7 +78,6 @@ class IBIRM(Scheduled):
             "IBIRM", "ib_penalty_anneal_iters", ib_penalty_anneal_iters
         )
         self.irm_estimate = irm_estimate
-        self.parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """The weights of both penalties, when they come, and how the invariance is estimated."""
@@ -109,13 +107,3 @@ class IBIRM(Scheduled):
             "ib_penalty": variance.detach(),
         }
         return risk + irm_weight * invariance + ib_weight * variance
-
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> dict[str, Tensor]:
-        """Make one update; beside `loss`, return its terms."""
-        return {**super().step(model, batches, optimizer, scaler), **self.parts}

@@ -62,7 +62,6 @@ class IGA(Objective):
         if not 0 <= penalty < math.inf:
             raise InputError(f"IGA needs a finite penalty of 0 or more, got {penalty}; 1000 is usual.")
         self.penalty = float(penalty)
-        self.parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """The weight of the penalty."""
@@ -92,10 +91,10 @@ class IGA(Objective):
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
     ) -> dict[str, Tensor]:
-        """Make one update; beside `loss`, return its terms."""
+        """Make one update, without a gradient scaler."""
         if scaler is not None and scaler.is_enabled():
             raise InputError(
                 "IGA cannot be trained with a gradient scaler, got one that is switched on (fp16): the gradients "
                 "inside of the loss would not be scaled. Use bf16 or full precision."
             )
-        return {**super().step(model, batches, optimizer, scaler), **self.parts}
+        return super().step(model, batches, optimizer, scaler)

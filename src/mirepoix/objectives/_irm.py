@@ -79,7 +79,6 @@ class IRM(Scheduled):
             "IRM", "irm_penalty_anneal_iters", irm_penalty_anneal_iters
         )
         self.irm_estimate = irm_estimate
-        self.parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """The weight of the penalty, when it comes, and how it is estimated."""
@@ -101,16 +100,6 @@ class IRM(Scheduled):
         weight = 1.0 if self.updates < self.irm_penalty_anneal_iters else self.irm_lambda
         self.parts = {"nll": risk.detach(), "penalty": penalty.detach()}
         return risk + weight * penalty
-
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> dict[str, Tensor]:
-        """Make one update; beside `loss`, return its terms."""
-        return {**super().step(model, batches, optimizer, scaler), **self.parts}
 
 
 def irm_penalty(

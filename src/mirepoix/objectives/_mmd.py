@@ -8,9 +8,9 @@ from itertools import combinations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirepoix.objectives._joint import risks, single
 from mirepoix.objectives._objective import Objective
 from mirepoix.types import Batch, InputError
 
@@ -53,7 +53,7 @@ class MMD(Objective):
 
     References:
         Li et al. (2018), Domain generalization with adversarial feature learning; Gretton et al. (2012), A kernel
-        two-sample test, equation 5.
+        two-sample test.
     """
 
     def __init__(self, mmd_gamma: float = 1.0) -> None:
@@ -69,11 +69,7 @@ class MMD(Objective):
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The mean risk plus the weighted mean discrepancy between pairs of domains, a scalar."""
         outputs = [model(batch.images) for batch in batches]
-        risks = [
-            F.cross_entropy(output.logits, batch.labels)
-            for output, batch in zip(outputs, batches, strict=True)
-        ]
-        risk = torch.stack(risks).mean()
+        risk = risks(outputs, batches).mean()
         if len(batches) < 2:
             return risk
         with torch.autocast(risk.device.type, enabled=False):
@@ -84,7 +80,7 @@ class MMD(Objective):
 
 def _embedding(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features, and the squared norm of their mean embedding."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = single(features)
     return features, _product(features, features)
 
 

@@ -18,9 +18,15 @@ __all__ = ["Objective"]
 class Objective(nn.Module, ABC):
     """A training criterion; it owns its extra parameters and its state.
 
-    A new criterion writes `forward`. The few that edit gradients or take inner steps override `step`. What
-    it must carry through an interruption belongs into parameters and buffers.
+    A new criterion writes `forward`, which may leave terms of the loss in ``parts``, for the log. The few that
+    edit gradients or take inner steps override `step`. What it must carry through an interruption belongs into
+    parameters and buffers.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: dict[str, Tensor] = {}
+        """What `forward` leaves for the log beside the loss: the terms of it, detached."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a criterion with options of its own that does not name them in `configuration`."""
@@ -65,4 +71,4 @@ class Objective(nn.Module, ABC):
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-        return {"loss": loss.detach()}
+        return {"loss": loss.detach(), **self.parts}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirepoix.objectives._joint import single
 from mirepoix.objectives._mmd import _kernel
 from mirepoix.objectives._scheduled import Scheduled, check_count
 from mirepoix.types import Batch, InputError
@@ -83,7 +84,6 @@ class RDM(Scheduled):
         )
         self.variance_weight = float(variance_weight)
         self.rdm_lr = float(rdm_lr)
-        self._parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """All options."""
@@ -110,8 +110,7 @@ class RDM(Scheduled):
             # At every update from there on: a loop with a schedule sets its own before each.
             for group in optimizer.param_groups:
                 group["lr"] = self.rdm_lr
-        logged = super().step(model, batches, optimizer, scaler)
-        return {**logged, **self._parts}
+        return super().step(model, batches, optimizer, scaler)
 
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The mean risk, later with the weighted discrepancy and variances, a scalar."""
@@ -126,19 +125,19 @@ class RDM(Scheduled):
         labels = torch.cat([batch.labels for batch in batches])
         losses = F.cross_entropy(model(images).logits, labels, reduction="none")
         with torch.autocast(losses.device.type, enabled=False):
-            losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
+            losses = single(losses)
             domains = torch.split_with_sizes(losses, sizes)
             risks = torch.stack([domain.mean() for domain in domains])
             risk = risks.mean()
             # A mask, not a choice of a tensor: the device alone knows which domain is the worst.
             worst = (torch.arange(len(sizes), device=risks.device) == risks.argmax()).to(losses.dtype)
             matching = _matching(losses, sizes, worst)
-            self._parts = {"nll": risk.detach(), "matching_penalty": matching.detach()}
+            self.parts = {"nll": risk.detach(), "matching_penalty": matching.detach()}
             penalty = self.rdm_lambda * matching
             if self.variance_weight > 0:
                 variances = torch.stack([domain.var() for domain in domains])
                 variance = losses.var() + variances @ worst
-                self._parts["variance_penalty"] = variance.detach()
+                self.parts["variance_penalty"] = variance.detach()
                 penalty = penalty + self.variance_weight * variance
             return risk + penalty if self.updates >= self.rdm_penalty_anneal_iters else risk
 

@@ -71,7 +71,7 @@ class SelfReg(Objective):
         self.features, self.parity, self.seed = int(features), bool(parity), int(seed)
         hidden = self.features if self.features == 2048 else 2 * self.features
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             self.projection = nn.Sequential(
                 nn.Linear(self.features, hidden),
                 nn.BatchNorm1d(hidden),

@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mirepoix.objectives._joint import joint, risks
@@ -59,7 +58,6 @@ class VREx(Scheduled):
         self.vrex_penalty_anneal_iters = check_count(
             "VREx", "vrex_penalty_anneal_iters", vrex_penalty_anneal_iters
         )
-        self.parts: dict[str, Tensor] = {}
 
     def configuration(self) -> Mapping[str, Any]:
         """The weight of the variance, and when it comes."""
@@ -79,13 +77,3 @@ class VREx(Scheduled):
         weight = 1.0 if self.updates < self.vrex_penalty_anneal_iters else self.vrex_lambda
         self.parts = {"nll": mean.detach(), "penalty": variance.detach()}
         return mean + weight * variance
-
-    def step(
-        self,
-        model: nn.Module,
-        batches: Sequence[Batch],
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> dict[str, Tensor]:
-        """Make one update; beside `loss`, return its terms."""
-        return {**super().step(model, batches, optimizer, scaler), **self.parts}

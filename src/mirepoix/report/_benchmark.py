@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mirepoix.report._figures import Plot
+from mirepoix.report._html import page_template
 from mirepoix.report._markdown import _code, _items, _plain, _table, _terms
 from mirepoix.report._numbers import amount, cleaned, finite, setting
 from mirepoix.report._result import as_list, as_map
@@ -354,19 +354,9 @@ def _with_words(plot: Plot, words: str) -> Plot:
 
 
 def _html(page: _Page) -> str:
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    folder = files("mirepoix.report")
-    head, end, _ = folder.joinpath("template.html").read_text("utf-8").partition("</style>\n")
-    template = environment.from_string(head + end + folder.joinpath("benchmark.html").read_text("utf-8"))
+    template = page_template("benchmark.html")
     splits = [
         {
             "title": split.title,

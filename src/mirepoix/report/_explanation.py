@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mirepoix.report._explanation_figures import DETAILED, Shown, shown_figures
 from mirepoix.report._figure_files import write_figures
+from mirepoix.report._html import page_template
 from mirepoix.report._numbers import NOT_AVAILABLE, amount, cleaned, finite, percent, points, ratio
 from mirepoix.report._tables import Cell, Table, table_of
 
@@ -165,19 +165,9 @@ def explanation_html(content: Mapping[str, Any]) -> str:
 
 
 def _html(content: Mapping[str, Any], figures: Sequence[Shown]) -> str:
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    folder = files("mirepoix.report")
-    head, end, _ = folder.joinpath("template.html").read_text("utf-8").partition("</style>\n")
-    template = environment.from_string(head + end + folder.joinpath("explanation.html").read_text("utf-8"))
+    template = page_template("explanation.html")
     shown = [
         {
             "title": figure.title,
