@@ -159,16 +159,20 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=1, help="runs per method; 10 in the paper")
     parser.add_argument("--methods", nargs="+", choices=LAYERS, default=["ERM", "Fishr_omega"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="where to write the accuracies")
+    parser.add_argument("--json", type=Path, help="where to write the accuracies; a second run goes on there")
     parser.add_argument("--quick", action="store_true", help="a fifth of the images, a smaller network")
     options = parser.parse_args()
     images, below = digits(options.data)
     found: dict[str, list[tuple[float, ...]]] = {method: [] for method in options.methods}
+    if options.json and options.json.exists():
+        found |= json.loads(options.json.read_text())
     for seed in range(options.restarts):
         training, test, grey = domains(images, below, seed, options.quick)
         training = [to(options.device, batch) for batch in training]
         test, grey = to(options.device, test), to(options.device, grey)
         for method in options.methods:
+            if seed < len(found[method]):
+                continue
             began = time.monotonic()
             model = trained(method, training, seed, options.quick)
             row = tuple(accuracy(model, part) for part in (training, [test], [grey]))
@@ -178,7 +182,9 @@ def main() -> None:
             )
             print(f"  {time.monotonic() - began:.0f} seconds", flush=True)
             if options.json:
-                options.json.write_text(json.dumps(found, indent=1))
+                partial = options.json.with_suffix(".partial")
+                partial.write_text(json.dumps(found, indent=1))
+                partial.replace(options.json)
     print("\n| method | train | test | grey test | published |\n| --- | --- | --- | --- | --- |")
     for method, rows in found.items():
         cells = " | ".join(cell(list(column)) for column in zip(*rows, strict=True))
