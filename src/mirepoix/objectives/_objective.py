@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirepoix.types import Batch
+from mirepoix.objectives._owned import Owned
+from mirepoix.types import Batch, Outputs
 
 __all__ = ["Objective"]
 
@@ -47,6 +48,27 @@ class Objective(nn.Module, ABC):
         """The hyperparameters, as plain values: part of what a result is made of."""
         return {}
 
+    def trained_with_network(self) -> list[nn.Parameter]:
+        """Its own parameters that the optimizer given to `step` is to hold beside those of the network.
+
+        Those of an `Owned` module are not among them.
+        """
+        owned = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, Owned)
+            for parameter in module.parameters()
+        }
+        return [parameter for parameter in self.parameters() if id(parameter) not in owned]
+
+    def predict(self, model: nn.Module, images: Tensor) -> Outputs:
+        """What the trained model returns for images, none of whose labels or domains is known.
+
+        Most criteria leave a network that needs nothing else; a few predict with parts of their own.
+        """
+        outputs: Outputs = model(images)
+        return outputs
+
     def step(
         self,
         model: nn.Module,
@@ -59,7 +81,7 @@ class Objective(nn.Module, ABC):
         Args:
             model: Returns `mirepoix.types.Outputs` for a batch of images.
             batches: One per source domain.
-            optimizer: Holds the parameters to update.
+            optimizer: Holds the parameters to update: those of the model, and `trained_with_network`.
             scaler: Scales the loss in half precision; without one, or switched off, nothing is scaled.
         """
         optimizer.zero_grad(set_to_none=True)

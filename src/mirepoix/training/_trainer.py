@@ -33,7 +33,7 @@ from mirepoix.training._ema import ExponentialAverage
 from mirepoix.training._interruption import load_state, save_state
 from mirepoix.training._snapshots import Snapshots
 from mirepoix.training._swad import SWAD, ReleasedSWAD
-from mirepoix.types import Batch, Diverged, InputError, Weights
+from mirepoix.types import Batch, Diverged, InputError, Outputs, Weights
 
 __all__ = ["Fit", "Loop", "Progress", "Trainer"]
 
@@ -161,6 +161,7 @@ class _Fitting:
         self.model.to(self.device).to(memory_format=self.layout)
         self.forward: Any = torch.compile(self.model) if loop.compile else self.model
         self.objective = copy.deepcopy(trainer.objective).to(self.device)
+        self.predictor = _Predictor(self.model, self.objective)
         self.theta = self.model.state_dict()  # live: the tensors change with every update
         self.best = Best()  # its check is always recorded
         self.collectors: dict[str, Collector] = {"best": self.best}
@@ -188,7 +189,8 @@ class _Fitting:
         """Adam, AdamW or SGD over what is trained from this step on."""
         run = self.run
         self.model.featurizer.requires_grad_(not self.trains_classifier_only())
-        parameters = [p for p in (*self.model.parameters(), *self.objective.parameters()) if p.requires_grad]
+        every = (*self.model.parameters(), *self.objective.trained_with_network())
+        parameters = [parameter for parameter in every if parameter.requires_grad]
         if run.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
@@ -328,12 +330,12 @@ class _Fitting:
         if self.run.augment_validation:
             augmented = generator("augment validation", self.run.seed, self.step, subset.name)
         batches = evaluation_batches(subset, transform, device=self.device, augmented=augmented)
-        return predict(self.model, batches), torch.as_tensor(subset.labels)
+        return predict(self.predictor, batches), torch.as_tensor(subset.labels)
 
     def parts(self, subset: Subset) -> dict[str, float]:
         """Accuracy on the two parts of a left-out domain, as the benchmark divides it; for the record alone."""
         batches = evaluation_batches(subset, self.split.task.transform, device=self.device)
-        correct = (predict(self.model, batches).argmax(1) == torch.as_tensor(subset.labels)).double()
+        correct = (predict(self.predictor, batches).argmax(1) == torch.as_tensor(subset.labels)).double()
         train, validation = split_indices(
             len(subset), data_seed=self.split.data_seed, domain=subset.number, holdout=self.split.holdout
         )
@@ -373,6 +375,17 @@ class _Fitting:
         self.step = step
         for name, collector in self.collectors.items():
             collector.load(state["collectors"][name])
+
+
+class _Predictor(torch.nn.Module):
+    """A network, together with what its criterion adds to predictions."""
+
+    def __init__(self, model: Network, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, images: torch.Tensor) -> Outputs:
+        return self.objective.predict(self.model, images)
 
 
 def _collector(name: str, run: Run) -> Collector:
