@@ -157,12 +157,12 @@ def test_a_domain_of_one_sample_is_refused():
 
 
 def test_the_option_is_named():
-    assert CORAL().configuration() == {"weight": 1.0}
-    assert CORAL(weight=3).configuration() == {"weight": 3.0}
+    assert CORAL().configuration() == {"mmd_gamma": 1.0}
+    assert CORAL(mmd_gamma=3).configuration() == {"mmd_gamma": 3.0}
     assert CORAL().state_dict() == {}
 
 
 @pytest.mark.parametrize("weight", [-1, math.inf, math.nan])
 def test_the_weight_must_be_a_number_from_zero(weight):
-    with pytest.raises(InputError, match="CORAL needs a finite weight of 0 or more, got"):
+    with pytest.raises(InputError, match="CORAL needs a finite mmd_gamma of 0 or more, got"):
         CORAL(weight)

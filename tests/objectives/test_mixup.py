@@ -137,12 +137,12 @@ def test_the_kind_of_number_of_the_images_is_kept():
 
 
 def test_the_option_is_named():
-    assert Mixup().configuration() == {"alpha": 0.2}
-    assert Mixup(alpha=3).configuration() == {"alpha": 3.0}
+    assert Mixup().configuration() == {"mixup_alpha": 0.2}
+    assert Mixup(mixup_alpha=3).configuration() == {"mixup_alpha": 3.0}
     assert Mixup().state_dict() == {}
 
 
 @pytest.mark.parametrize("alpha", [0, -1, math.inf, math.nan])
 def test_alpha_must_be_positive(alpha):
-    with pytest.raises(InputError, match=r"Mixup needs a positive, finite alpha, got .*0\.2 is usual"):
+    with pytest.raises(InputError, match=r"Mixup needs a positive, finite mixup_alpha, got .*0\.2 is usual"):
         Mixup(alpha)

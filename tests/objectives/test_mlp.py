@@ -19,4 +19,5 @@ def test_the_seed_alone_says_the_weights_and_nothing_is_drawn():
     assert torch.equal(torch.rand(1), expected)
     two = mlp(5, 2, width=7, depth=3, dropout=0, seed=1)
     other = mlp(5, 2, width=7, depth=3, dropout=0, seed=2)
-    assert torch.equal(one[0].weight, two[0].weight) and not torch.equal(one[0].weight, other[0].weight)
+    assert torch.equal(one[0].weight, two[0].weight)
+    assert not torch.equal(one[0].weight, other[0].weight)

@@ -66,4 +66,5 @@ def test_gradients_of_others_are_left_alone():
     module, outside = owned(), nn.Linear(3, 3)
     outside.weight.grad = torch.ones(3, 3)
     module.descend(module(outside(torch.ones(2, 3))).sum())
-    assert torch.equal(outside.weight.grad, torch.ones(3, 3)) and outside.bias.grad is None
+    assert torch.equal(outside.weight.grad, torch.ones(3, 3))
+    assert outside.bias.grad is None

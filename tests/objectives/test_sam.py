@@ -353,7 +353,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(tmp_path):
 def test_the_options_name_the_wrapped_objective():
     assert SAM().configuration() == {"objective": {"name": "mirepoix.objectives._erm.ERM"}, "rho": 0.05}
     assert SAM(Mixup(0.7), rho=0.2).configuration() == {
-        "objective": {"name": "mirepoix.objectives._mixup.Mixup", "alpha": 0.7},
+        "objective": {"name": "mirepoix.objectives._mixup.Mixup", "mixup_alpha": 0.7},
         "rho": 0.2,
     }
 

@@ -30,23 +30,23 @@ class CORAL(Objective):
     covariances are taken in single precision at least, also under autocast: half precision would overflow.
 
     Args:
-        weight: Weight :math:`\gamma` of the penalty. Default as in DomainBed (``mmd_gamma``), where random
+        mmd_gamma: Weight :math:`\gamma` of the penalty. Default as in DomainBed, where random
             trials draw 10^U(-1, 1). With 0 this is ERM with one forward pass per domain, equal domains.
 
     Raises:
-        InputError: If ``weight`` is negative or not finite; in a step, if a domain has a single sample, whose
+        InputError: If ``mmd_gamma`` is negative or not finite; in a step, if a domain has a single sample, whose
             covariance is undefined, and there are others to compare with.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, mmd_gamma: float = 1.0) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise InputError(f"CORAL needs a finite weight of 0 or more, got {weight}; 1 is usual.")
-        self.weight = float(weight)
+        if not 0 <= mmd_gamma < math.inf:
+            raise InputError(f"CORAL needs a finite mmd_gamma of 0 or more, got {mmd_gamma}; 1 is usual.")
+        self.mmd_gamma = float(mmd_gamma)
 
     def configuration(self) -> Mapping[str, Any]:
         """The weight of the penalty."""
-        return {"weight": self.weight}
+        return {"mmd_gamma": self.mmd_gamma}
 
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The mean risk plus the weighted mean distance between pairs of domains, a scalar."""
@@ -63,7 +63,7 @@ class CORAL(Objective):
         with torch.autocast(risk.device.type, enabled=False):
             moments = [_moments(output.features) for output in outputs]
             distances = [_distance(*one, *other) for one, other in combinations(moments, 2)]
-            return risk + self.weight * torch.stack(distances).mean()
+            return risk + self.mmd_gamma * torch.stack(distances).mean()
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,29 +32,29 @@ class Mixup(Objective):
     the device, which the trainer seeds for every step; released code draws :math:`\lambda` with NumPy.
 
     Args:
-        alpha: Both parameters of the Beta distribution: small ones mix little. Default as in DomainBed
-            (``mixup_alpha``), where random trials draw 10^U(-1, 1).
+        mixup_alpha: Both parameters of the Beta distribution: small ones mix little. Default as in DomainBed,
+            where random trials draw 10^U(-1, 1).
 
     Raises:
-        InputError: If ``alpha`` is not a positive number.
+        InputError: If ``mixup_alpha`` is not a positive number.
     """
 
-    def __init__(self, alpha: float = 0.2) -> None:
+    def __init__(self, mixup_alpha: float = 0.2) -> None:
         super().__init__()
-        if not 0 < alpha < math.inf:
-            raise InputError(f"Mixup needs a positive, finite alpha, got {alpha}; 0.2 is usual.")
-        self.alpha = float(alpha)
+        if not 0 < mixup_alpha < math.inf:
+            raise InputError(f"Mixup needs a positive, finite mixup_alpha, got {mixup_alpha}; 0.2 is usual.")
+        self.mixup_alpha = float(mixup_alpha)
 
     def configuration(self) -> Mapping[str, Any]:
         """The parameter of the Beta distribution."""
-        return {"alpha": self.alpha}
+        return {"mixup_alpha": self.mixup_alpha}
 
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The mean over pairs of domains of the interpolated cross-entropy, a scalar in nats."""
         domains = len(batches)
         order = torch.randperm(domains).tolist()
         # In double precision: with a small alpha many draws lie next to 0 or 1.
-        alpha = torch.tensor(self.alpha, dtype=torch.float64)
+        alpha = torch.tensor(self.mixup_alpha, dtype=torch.float64)
         coefficients = torch.distributions.Beta(alpha, alpha).sample((domains,)).tolist()
         losses = []
         for place, coefficient in enumerate(coefficients):
