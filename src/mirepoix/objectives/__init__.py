@@ -22,6 +22,7 @@ from mirepoix.objectives._mixup import Mixup
 from mirepoix.objectives._mldg import MLDG
 from mirepoix.objectives._mmd import MMD
 from mirepoix.objectives._mtl import MTL
+from mirepoix.objectives._named import NOT_IN_RECIPES, OBJECTIVES, objective
 from mirepoix.objectives._objective import Objective
 from mirepoix.objectives._rdm import RDM
 from mirepoix.objectives._rsc import RSC
@@ -30,6 +31,7 @@ from mirepoix.objectives._sam import SAM
 from mirepoix.objectives._sand_mask import SANDMask
 from mirepoix.objectives._sd import SD
 from mirepoix.objectives._selfreg import SelfReg
+from mirepoix.objectives._spaces import OPTION_SPACES, RUN_SPACES, draw_options
 from mirepoix.objectives._transfer import Transfer
 from mirepoix.objectives._trm import TRM
 from mirepoix.objectives._urm import URM
@@ -51,8 +53,12 @@ __all__ = [
     "MLDG",
     "MMD",
     "MTL",
+    "NOT_IN_RECIPES",
+    "OBJECTIVES",
+    "OPTION_SPACES",
     "RDM",
     "RSC",
+    "RUN_SPACES",
     "SAM",
     "SD",
     "TRM",
@@ -72,4 +78,6 @@ __all__ = [
     "SelfReg",
     "Transfer",
     "VREx",
+    "draw_options",
+    "objective",
 ]
