@@ -4,7 +4,7 @@ from tests.objectives.test_erm import Linear, batches
 from torch import nn
 
 from mirepoix.objectives import ERM, Objective
-from mirepoix.types import Outputs
+from mirepoix.types import InputError, Outputs
 
 
 def test_a_criterion_must_say_its_scalar():
@@ -52,3 +52,25 @@ def test_parameters_of_a_criterion_belong_to_it():
 
     assert len(list(Owner().parameters())) == 2
     assert isinstance(Linear()(batches()[0].images), Outputs)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda model: model.weight.sum(1), r"got a tensor of shape \(2,\); take the mean"),
+        (lambda model: model.weight.sum().detach(), "got one that depends on no parameter"),
+        (lambda model: 1.5, "got a float"),
+    ],
+)
+def test_a_forward_that_returns_no_scalar_is_told(returned, message):
+    class Wrong(Objective):
+        def forward(self, model, batches):
+            return returned(model)
+
+    model = nn.Linear(3, 2)
+    with pytest.raises(InputError, match=rf"Wrong\.forward must return one scalar tensor .*{message}"):
+        Wrong().step(model, [], torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+def test_most_begin_at_once():
+    assert ERM().begins() == 0

@@ -68,3 +68,13 @@ def test_gradients_of_others_are_left_alone():
     module.descend(module(outside(torch.ones(2, 3))).sum())
     assert torch.equal(outside.weight.grad, torch.ones(3, 3))
     assert outside.bias.grad is None
+
+
+def test_moments_follow_their_parameters():
+    module = moved(owned(), range(2)).double()
+    for parameter in module.module.parameters():
+        state = module.optimizer.state[parameter]
+        assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.float64
+        assert state["step"].dtype == torch.float32
+    module.descend(module(torch.ones(2, 3, dtype=torch.float64)).sum())
+    copy.deepcopy(module).to("meta")

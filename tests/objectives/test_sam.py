@@ -378,3 +378,8 @@ def test_it_predicts_as_the_wrapped_objective_does():
     model, (given, *_) = TwoLayers(), batches()
     assert torch.equal(SAM(Shifted()).predict(model, given.images).logits, model(given.images).logits + 1)
     assert torch.equal(SAM().predict(model, given.images).logits, model(given.images).logits)
+
+
+def test_what_is_no_objective_cannot_be_wrapped():
+    with pytest.raises(InputError, match=r"SAM needs an objective to wrap, such as CORAL\(\), got 'coral'"):
+        SAM("coral")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mirepoix.objectives import DANN, EQRM, IBIRM, IRM, TRM, ERMPlusPlus, Fishr
 from mirepoix.objectives._scheduled import Scheduled, check_count
 from mirepoix.types import Batch, InputError, Outputs
 
@@ -73,3 +74,13 @@ def test_what_is_no_count_is_refused(value: object) -> None:
 
 def test_a_whole_number_is_a_count() -> None:
     assert [check_count("Jump", "start", value) for value in (0, 7, 3.0)] == [0, 7, 3]
+
+
+def test_each_says_when_it_begins():
+    assert IRM(irm_penalty_anneal_iters=7).begins() == 7
+    assert IBIRM(irm_penalty_anneal_iters=7, ib_penalty_anneal_iters=9).begins() == 9
+    assert Fishr(domains=2, penalty_anneal_iters=11, reset=False).begins() == 11
+    assert EQRM(eqrm_burnin_iters=12.5, parity=True).begins() == 13
+    assert TRM(features=2, classes=2, domains=2, iters=3).begins() == 3
+    assert ERMPlusPlus(linear_steps=5).begins() == 6
+    assert DANN(features=2, domains=2).begins() == 0

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mirepoix.data import Domain, Transform, draw
 from mirepoix.data._images import ArrayImages
 from mirepoix.data._task import make_task
 from mirepoix.models import NetworkSpec, initial_weights
-from mirepoix.objectives import ERM
+from mirepoix.objectives import CORAL, ERM, Fishr
 from mirepoix.runs import Run
 from mirepoix.seeds import seed_hash
 from mirepoix.store import key_of
@@ -449,3 +450,52 @@ def test_augmented_validation_draws_anew_at_every_check_and_leaves_the_training_
     # A left-out domain is looked at as the test looks at it.
     watched = Trainer(network, watch_left_out=True).fit(theta, split, still).record["checks"]
     assert len({str(check["left_out"]) for check in watched}) == 1
+
+
+def test_terms_of_the_loss_are_in_every_check_also_after_an_interruption(theta, split, tmp_path):
+    class Split(ERM):
+        def forward(self, model, batches):
+            loss = super().forward(model, batches)
+            self.parts = {"nll": loss.detach(), "double": 2 * loss.detach()}
+            return loss
+
+    checks = Trainer(tiny_network(), Split()).fit(theta, split, RUN).record["checks"]
+    for check in checks:
+        assert check["train_terms"]["nll"] == pytest.approx(check["train_loss"], rel=1e-6)
+        assert check["train_terms"]["double"] == pytest.approx(2 * check["train_loss"], rel=1e-6)
+    assert "train_terms" not in Trainer(tiny_network()).fit(theta, split, RUN).record["checks"][0]
+
+    def stop(step, *_):
+        if step == 9:  # between two checks
+            raise Killed
+
+    with pytest.raises(Killed):
+        Trainer(tiny_network(), Split(), Loop(save_every=0.0), on_progress=stop).fit(
+            theta, split, RUN, workspace=tmp_path / "made" / "here"
+        )
+    resumed = Trainer(tiny_network(), Split()).fit(theta, split, RUN, workspace=tmp_path / "made" / "here")
+    assert resumed.record["checks"] == checks
+
+
+def test_an_objective_that_begins_after_the_end_is_told(theta, split):
+    late = Fishr(domains=2, penalty_anneal_iters=RUN.steps)
+    with pytest.warns(UserWarning, match=r"Fishr begins at update 12, and the run has 12 steps"):
+        Trainer(tiny_network(), late)(theta, split, RUN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trainer(tiny_network(), Fishr(domains=2, penalty_anneal_iters=RUN.steps - 1))(theta, split, RUN)
+
+
+@pytest.mark.parametrize("wrong", ["fishr", Fishr])
+def test_what_is_no_objective_is_told(theta, split, wrong):
+    with pytest.raises(InputError, match=r"objective: expected an objective such as ERM\(\), got .*ishr"):
+        Trainer(tiny_network(), wrong)(theta, split, RUN)
+
+
+def test_a_rehearsal_tells_what_cannot_be_trained_and_changes_nothing(theta, split):
+    before = fingerprint(theta)
+    criterion = CORAL()
+    Trainer(tiny_network(), criterion).rehearse(theta, split, RUN)
+    assert fingerprint(theta) == before
+    with pytest.raises(InputError, match="CORAL needs at least 2 samples per domain"):
+        Trainer(tiny_network(), criterion).rehearse(theta, split, RUN.with_(batch_size=1))

@@ -95,6 +95,10 @@ class EQRM(Scheduled):
             "parity": self.parity,
         }
 
+    def begins(self) -> int:
+        """The first update that minimises the quantile."""
+        return math.ceil(self.eqrm_burnin_iters)
+
     def resets(self) -> Collection[int]:
         """The first update that minimises the quantile."""
         return (int(self.eqrm_burnin_iters),) if self.eqrm_burnin_iters == int(self.eqrm_burnin_iters) else ()

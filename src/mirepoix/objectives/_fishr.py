@@ -152,6 +152,10 @@ class Fishr(Scheduled):
             "reset": self.reset,
         }
 
+    def begins(self) -> int:
+        """The update at which the weight jumps."""
+        return self.penalty_anneal_iters
+
     def resets(self) -> Collection[int]:
         """The update at which the weight jumps, unless it is the first."""
         return (self.penalty_anneal_iters,) if self.reset and self.penalty_anneal_iters > 0 else ()

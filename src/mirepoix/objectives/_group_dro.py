@@ -82,5 +82,6 @@ class GroupDRO(Objective):
             [F.cross_entropy(single(model(batch.images).logits), batch.labels) for batch in batches]
         )
         log_weights = (self.log_weights + self.groupdro_eta * risks.detach()).log_softmax(0)
-        self.log_weights.copy_(log_weights)
+        if self.training:
+            self.log_weights.copy_(log_weights)
         return (log_weights.exp() * risks).sum()  # not a dot product: autocast would halve its precision

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mirepoix.objectives._owned import Owned
-from mirepoix.types import Batch, Outputs
+from mirepoix.types import Batch, InputError, Outputs
 
 __all__ = ["Objective"]
 
@@ -47,6 +47,10 @@ class Objective(nn.Module, ABC):
     def configuration(self) -> Mapping[str, Any]:
         """The hyperparameters, as plain values: part of what a result is made of."""
         return {}
+
+    def begins(self) -> int:
+        """The first update, from 0, at which it is what it is called; a shorter training never sees that."""
+        return 0
 
     def trained_with_network(self) -> list[nn.Parameter]:
         """Its own parameters that the optimizer given to `step` is to hold beside those of the network.
@@ -86,6 +90,7 @@ class Objective(nn.Module, ABC):
         """
         optimizer.zero_grad(set_to_none=True)
         loss = self(model, batches)
+        _check_loss(self, loss)
         if scaler is None:
             loss.backward()
             optimizer.step()
@@ -94,3 +99,16 @@ class Objective(nn.Module, ABC):
             scaler.step(optimizer)
             scaler.update()
         return {"loss": loss.detach(), **self.parts}
+
+
+def _check_loss(owner: Objective, loss: object) -> None:
+    """Refuse what is no scalar to differentiate."""
+    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad:
+        return
+    got = f"a {type(loss).__name__}"
+    if isinstance(loss, Tensor):
+        got = f"a tensor of shape {tuple(loss.shape)}" if loss.ndim else "one that depends on no parameter"
+    raise InputError(
+        f"{type(owner).__name__}.forward must return one scalar tensor that depends on what is trained, got {got}; "
+        "take the mean of a loss per sample, and do not detach it."
+    )

@@ -44,6 +44,16 @@ class Owned(nn.Module):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Owned:
+        """Moments go where their parameters go, and become of their type; a count of steps stays on the processor."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for parameter in self.module.parameters():
+            state = self.optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = fn(value)
+        return self
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for place, parameter in enumerate(self.module.parameters()):

@@ -54,6 +54,11 @@ class SAM(Objective):
         super().__init__()
         if not 0 < rho < math.inf:
             raise InputError(f"SAM needs a positive, finite rho, got {rho}; 0.05 is usual, and ERM is rho 0.")
+        if not isinstance(objective, Objective | None):
+            raise InputError(
+                f"SAM needs an objective to wrap, such as CORAL(), got {objective!r}; "
+                'mirepoix.objectives.objective("sam", objective="coral") makes one by name.'
+            )
         self.objective = ERM() if objective is None else objective
         self.rho = float(rho)
         if type(self.objective).step is not Objective.step:

@@ -31,6 +31,10 @@ class Scheduled(Objective):
     def resets(self) -> Collection[int]:
         """The updates before which the optimizer forgets its moments, as if it were built anew."""
 
+    def begins(self) -> int:
+        """The last of the updates at which something begins."""
+        return max(self.resets(), default=0)
+
     def step(
         self,
         model: nn.Module,

@@ -147,6 +147,10 @@ class TRM(Scheduled):
             "seed": self.seed,
         }
 
+    def begins(self) -> int:
+        """The update at which the transfer risk begins."""
+        return self.iters
+
     def resets(self) -> Collection[int]:
         """None: the optimizer keeps its moments when the transfer risk begins."""
         return ()

@@ -75,7 +75,8 @@ class Fit:
 
     Attributes:
         weights: From the name of a collector (``best``, ``last``, ``moving_average``) to its weights.
-        record: How it went: checks, best step, seconds, device.
+        record: How it went: checks (with the means of the loss and of its terms since the one before), best step,
+            seconds, device.
         objective: The criterion as it was after the last step, in evaluation mode. A few predict with parts of their
             own that are not among the weights: see `Objective.predict`.
     """
@@ -113,6 +114,21 @@ class Trainer:
             if name not in COLLECTED:
                 raise InputError(f"keep: expected some of {', '.join(COLLECTED)}, got {name!r}.")
 
+    def _check(self, run: Run) -> None:
+        """Refuse what is no objective, and warn of one that begins after the last update."""
+        if not isinstance(self.objective, Objective):
+            raise InputError(
+                f"objective: expected an objective such as ERM(), got {self.objective!r}; "
+                "mirepoix.objectives.objective(name, ...) makes one by name."
+            )
+        begins = self.objective.begins()
+        if begins >= run.steps:
+            warnings.warn(
+                f"{type(self.objective).__name__} begins at update {begins:,}, and the run has {run.steps:,} steps: it "
+                "will never be what it is called. Make it begin earlier, or train longer.",
+                stacklevel=3,
+            )
+
     def made_of(self) -> dict[str, Any]:
         """What the trainer adds to the identity of its results."""
         return {
@@ -138,13 +154,24 @@ class Trainer:
             theta: Where to start: weights of the whole network.
             split: The source domains; only their training and validation parts are read.
             run: The configuration.
-            workspace: Folder for the state of the unfinished run. A second call with the same arguments and
-                folder continues there.
+            workspace: Folder for the state of the unfinished run, made if it is not there. A second call with the
+                same arguments and folder continues there.
 
         Raises:
             Diverged: If the loss is not a finite number any more.
+            InputError: If the objective cannot be used with this network, split or run.
         """
+        self._check(run)
         return _Fitting(self, theta, split, run, workspace).run_to_end()
+
+    def rehearse(self, theta: Weights, split: Split, run: Run) -> None:
+        """Make one update and throw it away: what cannot be trained is told before anything long.
+
+        Raises:
+            InputError: If the objective cannot be used with this network, split or run.
+        """
+        self._check(run)
+        _Fitting(self, theta, split, run, None).rehearse()
 
 
 class _Fitting:
@@ -177,8 +204,11 @@ class _Fitting:
         self.seconds = 0.0
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_count = 0
+        self.term_sums: dict[str, torch.Tensor] = {}
         self.checks: list[dict[str, Any]] = []
         self.state_file = workspace / "state.bin" if workspace else None
+        if workspace:
+            workspace.mkdir(parents=True, exist_ok=True)
         self.optimizer = self.new_optimizer()
         if self.state_file:
             self.resume(load_state(self.state_file))
@@ -264,6 +294,12 @@ class _Fitting:
                 }
         return Fit(weights, record, self.objective.eval())
 
+    def rehearse(self) -> None:
+        """The first update."""
+        with _deterministic(self.device):
+            self.training_mode()
+            self.update(self.batches(0))
+
     def batches(self, step: int) -> list[Batch]:
         run = self.run
         drawn = draw(
@@ -285,6 +321,9 @@ class _Fitting:
             logged = self.objective.step(self.forward, batches, self.optimizer, self.scaler)
         self.loss_sum += logged["loss"]
         self.loss_count += 1
+        for name, value in logged.items():
+            if name != "loss":
+                self.term_sums[name] = self.term_sums.get(name, 0) + value
 
     def watch_loss(self, check_due: bool) -> None:
         """Stop on a loss that is not finite; seldom on an accelerator, where looking means waiting."""
@@ -319,10 +358,12 @@ class _Fitting:
             )
         check = Check(self.step - 1, score, loss, accuracies)
         train_loss = self.loss_sum.item() / max(self.loss_count, 1)
-        entry = {**asdict(check), "train_loss": train_loss}
+        terms = {name: value.item() / self.loss_count for name, value in self.term_sums.items()}
+        entry = {**asdict(check), "train_loss": train_loss, **({"train_terms": terms} if terms else {})}
         self.checks.append({**entry, "left_out": watched} if watched else entry)
         self.loss_sum.zero_()
         self.loss_count = 0
+        self.term_sums = {}
         for collector in self.collectors.values():
             collector.after_check(check, self.theta)
 
@@ -360,6 +401,7 @@ class _Fitting:
                 "collectors": {name: collector.state() for name, collector in self.collectors.items()},
                 "checks": self.checks,
                 "loss": (self.loss_sum, self.loss_count),
+                "terms": self.term_sums,
             },
         )
 
@@ -368,6 +410,7 @@ class _Fitting:
             return
         self.step, self.seconds, self.checks = state["step"], state["seconds"], state["checks"]
         self.loss_sum, self.loss_count = state["loss"][0].to(self.device), state["loss"][1]
+        self.term_sums = {name: value.to(self.device) for name, value in state.get("terms", {}).items()}
         self.model.load_state_dict(state["theta"])
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
