@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mirepoix.checkpoints import open_weights
+from mirepoix.models._branches import branch_weights
 from mirepoix.models._spec import NetworkSpec, timm_config
 from mirepoix.types import InputError
 
@@ -60,7 +61,7 @@ def load_pretrained(
     counters (old files have none) are 0.
 
     Args:
-        spec: The network.
+        spec: The network. Of several members, all begin with the featurizer of the file, each with its own classifier.
         path_or_weights: A file that `open_weights` opens, or weights.
         seed: Of the new classifier.
         keep_classifier: Take the classifier of the file too, instead of a new one.
@@ -73,6 +74,11 @@ def load_pretrained(
         source, weights = "the weights given", path_or_weights
     else:
         source, weights = str(path_or_weights), open_weights(path_or_weights, allow_torch_load=True)
+    if spec.members > 1 or spec.split_at is not None:
+        one = load_pretrained(spec.one_member(), weights, seed=seed, keep_classifier=keep_classifier)
+        whole = {name: tensor.detach() for name, tensor in spec.build(seed=seed).state_dict().items()}
+        filled = branch_weights([one] * spec.members, whole)
+        return filled if keep_classifier else {**filled, **_classifiers(whole)}
     network = spec.build(seed=seed)
     theta = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     found = _our_names(spec, weights)
@@ -91,6 +97,10 @@ def load_pretrained(
     for name, tensor in tensors.items():
         theta[name] = tensor.to(theta[name].dtype, copy=True).contiguous()
     return theta
+
+
+def _classifiers(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in theta.items() if name.startswith("classifier.")}
 
 
 def _our_names(spec: NetworkSpec, weights: Mapping[str, Any]) -> dict[str, str]:
