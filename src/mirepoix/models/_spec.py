@@ -16,6 +16,7 @@ from torch import nn
 from mirepoix.models._branches import BranchNetwork
 from mirepoix.models._cifar_resnet import CifarResNet
 from mirepoix.models._mnist_cnn import GROUPS, MnistCNN
+from mirepoix.models._multi_input import MultiInputNetwork
 from mirepoix.models._network import Network
 from mirepoix.models._wide_resnet import WideResNet28
 from mirepoix.seeds import generator
@@ -46,6 +47,7 @@ class NetworkSpec:
         members: How many networks are trained as one (`BranchNetwork`).
         split_at: What the members do not share begins at this module of the featurizer, such as ``layer3``, or at
             ``last_stage``; by default they share nothing.
+        inputs: How many members share all but their first convolution and their classifier (`MultiInputNetwork`).
     """
 
     name: str
@@ -56,6 +58,7 @@ class NetworkSpec:
     pretrained: bool = False
     members: int = 1
     split_at: str | None = None
+    inputs: int = 1
 
     def __post_init__(self) -> None:
         def expect(ok: bool, field: str, expected: str) -> None:
@@ -67,6 +70,13 @@ class NetworkSpec:
         expect(self.classes >= 1, "classes", "at least 1 class")
         expect(self.channels >= 1, "channels", "at least 1 channel")
         expect(self.members >= 1, "members", "at least 1 member")
+        expect(self.inputs >= 1, "inputs", "at least 1 input")
+        if self.inputs > 1 and (self.members > 1 or self.split_at is not None):
+            raise InputError(
+                f"network.inputs: expected 1 beside members or split_at, got inputs={self.inputs}, "
+                f"members={self.members} and split_at={self.split_at!r}; members share either all but their first "
+                "convolution and classifier (inputs), or a trunk or nothing (members)."
+            )
         if self.name == "mnist_cnn":
             width = self.width
             expect(width is None or (width > 0 and width % GROUPS == 0), "width", f"a multiple of {GROUPS}")
@@ -89,8 +99,17 @@ class NetworkSpec:
             InputError: If timm does not know the model.
         """
         with _seeded("featurizer", seed):
-            featurizers, sizes = zip(*(self._featurizer() for _ in range(self.members)), strict=True)
+            count = max(self.members, self.inputs)
+            featurizers, sizes = zip(*(self._featurizer() for _ in range(count)), strict=True)
         with _seeded("classifier", seed):
+            if self.inputs > 1:
+                return MultiInputNetwork(
+                    featurizers,
+                    sizes[0],
+                    self.classes,
+                    dropout=dropout,
+                    frozen_batch_norm=self.frozen_batch_norm,
+                )
             if self.members == 1 and self.split_at is None:
                 return Network(
                     featurizers[0],
@@ -120,7 +139,7 @@ class NetworkSpec:
 
     def one_member(self) -> NetworkSpec:
         """The network of one member alone."""
-        return dataclasses.replace(self, members=1, split_at=None)
+        return dataclasses.replace(self, members=1, split_at=None, inputs=1)
 
     def _last_stage(self, featurizer: nn.Module) -> str:
         if self.name.startswith("timm:"):
