@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mirepoix.objectives import OBJECTIVES
+
 LOOP = [
     f"{network}, {augmentation}"
     for network in ("cifar_resnet20 32 px", "mnist_cnn 28 px")
@@ -177,3 +179,31 @@ def test_the_way_between_weights_is_measured_beside_bare_evaluations(root):
     assert bare["what"] == "11 evaluations of a ResNet-20 on 16 images"
     assert ours["what"] == "`connect`, 11 points"
     assert float(ours["ratio"]) > 0
+
+
+def run_objectives_benchmark(root: Path, *options: str | Path) -> str:
+    command = [sys.executable, root / "benchmarks" / "objectives.py", "--quick", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_objective_is_measured_beside_erm(root, tmp_path):
+    printed = run_objectives_benchmark(root, "--part", "features", "--json", tmp_path / "result.json")
+    rows = rows_of(printed)
+    # ARM needs images.
+    assert [row["objective"] for row in rows] == [
+        f"`{OBJECTIVES[n].__name__}`" for n in OBJECTIVES if n != "arm"
+    ]
+    [table] = json.loads((tmp_path / "result.json").read_text())["tables"]
+    for row in table["rows"]:
+        assert row["ratios"] == [row["seconds"][0] / row["erm"][0]]
+    assert all(row["wish"] == "" for row in rows)
+
+
+def test_an_objective_is_measured_with_a_whole_network(root):
+    rows = rows_of(run_objectives_benchmark(root, "--part", "resnet20", "--only", "ARM", "Fishr"))
+    assert [row["objective"] for row in rows] == ["`ARM`", "`Fishr`"]
+    assert [row["wish"] for row in rows] == ["", "1.15"]
+    assert all(float(row["ratio (median)"]) > 0 for row in rows)

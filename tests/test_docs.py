@@ -410,7 +410,14 @@ def test_every_strategy_is_in_the_table_and_no_other():
 
 def test_every_objective_is_in_the_table_and_no_other():
     rows = table_rows("docs/objectives.md", "Objective")
-    assert {code_of(row[0]) for row in rows} == set(objectives.__all__) - {"Objective"}
+    public = [getattr(objectives, name) for name in objectives.__all__]
+    criteria = {x.__name__ for x in public if isinstance(x, type) and issubclass(x, objectives.Objective)}
+    assert {code_of(row[0]) for row in rows} == criteria - {"Objective"}
+
+
+def test_every_name_of_an_objective_is_in_the_table_and_no_other():
+    rows = {code_of(row[0]): code_of(row[1]) for row in table_rows("docs/objectives.md", "Name")}
+    assert rows == {name: criterion.__name__ for name, criterion in objectives.OBJECTIVES.items()}
 
 
 def test_every_merging_rule_and_method_is_in_the_table_and_no_other():

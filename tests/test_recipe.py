@@ -187,3 +187,71 @@ def test_a_change_names_the_table_of_a_list(tmp_path):
         read_values(path, ["datasets.VLCS.size=32"])
     with pytest.raises(InputError, match=r"several tables; name one, such as datasets\.NAME\.size"):
         read_values(path, ["datasets.size=32"])
+
+
+# What the runs minimise
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        (GOOD, "erm", {}),
+        ("objective = 'fishr'\n" + GOOD, "fishr", {}),
+        (
+            GOOD + "[objective]\nname = 'fishr'\nlambda_ = 10.0\nema = 0.5\n",
+            "fishr",
+            {"lambda_": 10.0, "ema": 0.5},
+        ),
+        (
+            GOOD + "[objective]\nname = 'sam'\nrho = 0.1\nobjective = 'coral'\n",
+            "sam",
+            {"rho": 0.1, "objective": "coral"},
+        ),
+    ],
+)
+def test_an_objective_is_a_name_or_a_table(tmp_path, text, name, options):
+    recipe, _ = load_recipe(write(tmp_path, text))
+    assert (recipe.objective.name, recipe.objective.options) == (name, options)
+    assert Recipe.model_validate(recipe.model_dump(exclude_none=True)) == recipe
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["objective.name=fishr", "objective.ema=0.5"],
+        ["objective=fishr", "objective.ema=0.5"],
+        ['objective={name="fishr", ema=0.5}'],
+    ],
+)
+def test_an_objective_can_be_set(changes):
+    table = load_recipe("digits", changes)[0].objective
+    assert (table.name, table.options) == ("fishr", {"ema": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name = 'fisher'\n",
+            r"objective.name: there is no objective 'fisher' \(did you mean 'fishr'\?\); known: erm",
+        ),
+        (
+            "name = 'fishr'\nlamda = 1\n",
+            r"objective.lamda: fishr has no such option \(did you mean 'lambda_'\?\)",
+        ),
+        ("name = 'fishr'\nema = 2.0\n", "objective: Fishr needs .*ema"),
+        ("name = 'fishr'\nema = 'x'\n", "objective.ema: .*number, got 'x'"),
+        ("name = 'fishr'\ndomains = 3\n", "objective.domains: .*leave it out"),
+        ("rho = 0.1\n", "objective.rho: erm has no such option; it takes none"),
+        ("name = 3\n", "objective.name: .*string, got 3"),
+        ("name = 'mtl'\n", "objective.name: no recipe can name 'mtl'"),
+    ],
+)
+def test_a_mistake_about_the_objective_names_file_and_key(tmp_path, text, message):
+    with pytest.raises(InputError, match=f"mine.toml: {message}"):
+        load_recipe(write(tmp_path, GOOD + "[objective]\n" + text))
+
+
+def test_an_objective_is_no_number(tmp_path):
+    with pytest.raises(InputError, match=r"objective: .*dictionary.*got 3"):
+        load_recipe(write(tmp_path, "objective = 3\n" + GOOD))

@@ -141,6 +141,37 @@ class _Choice:
         return self.values[int(random.choice(len(self.values)))]
 
 
+class ObjectiveTable(Table):
+    """What the runs minimise: a name, and the options of the criterion of that name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(strict=True)] = "erm"
+    """One of `mirepoix.objectives.OBJECTIVES`; keys beside it are options of the constructor."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyperparameters that the recipe sets."""
+        return dict(self.model_extra or {})
+
+    @property
+    def train(self) -> str:
+        """How equations call a training by it."""
+        return "Train" if self.name == "erm" else f"Train_{self.name}"
+
+    def check(self) -> None:
+        """Try it on a tiny model.
+
+        Raises:
+            InputError: For an unknown name or option, a value of another type, or one out of its range.
+        """
+        if self.name == "erm" and not self.options:
+            return  # without torch
+        from mirepoix.objectives._named import check_named
+
+        check_named(self.name, self.options)
+
+
 class LoopTable(Table):
     """Options of the training loop."""
 
@@ -216,7 +247,19 @@ class Recipe(Experiment):
     source: str = ""
     members: Count = 8
     data: Data = Data()
+    objective: ObjectiveTable = ObjectiveTable()
+    """What the members minimise; the probe and the pre-training always minimise the empirical risk."""
     evidence: Evidence = Evidence()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _by_name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def check_runs(self) -> None:
+        """Try every configuration that the recipe can lead to, and the objective."""
+        super().check_runs()
+        self.objective.check()
 
 
 Checked = TypeVar("Checked", bound=Experiment)
@@ -325,6 +368,8 @@ def _set(values: Any, change: str) -> None:
                 raise InputError(f"--set {change}: expected the name of one table, got {table!r}.")
             values = named[0]
             continue
+        if table == "objective" and isinstance(values.get(table), str):
+            values[table] = {"name": values[table]}  # a name alone is short for a table
         values = values.setdefault(table, {})
         if not isinstance(values, dict | list):
             raise InputError(f"--set {change}: {table!r} is a value and has no keys below it.")

@@ -18,7 +18,22 @@ import numpy as np
 from mirepoix.seeds import seed_hash
 from mirepoix.types import InputError
 
-__all__ = ["COLLECTED", "EXTREME", "EXTREME_SMALL", "MILD", "SPACES", "Run", "Space", "sample_runs"]
+__all__ = [
+    "COLLECTED",
+    "EXTREME",
+    "EXTREME_SMALL",
+    "MILD",
+    "SPACES",
+    "Distribution",
+    "Run",
+    "Space",
+    "choice",
+    "log_uniform",
+    "log_uniform_int",
+    "sample_runs",
+    "uniform",
+    "uniform_int",
+]
 
 
 COLLECTED = ("best", "last", "moving_average", "ema", "swad", "swad_released", "snapshots")
@@ -114,37 +129,50 @@ Space: TypeAlias = Mapping[str, tuple[str, Distribution]]
 """From a field of `Run` to the name DomainBed seeds it with, and how to draw it."""
 
 
-def _choice(*values: Any) -> Distribution:
+def choice(*values: Any) -> Distribution:
+    """One of the values, each as likely as the others."""
     return lambda random: values[int(random.choice(len(values)))]
 
 
-def _log_uniform(base: float, low: float, high: float) -> Distribution:
+def uniform(low: float, high: float) -> Distribution:
+    """A number between the two."""
+    return lambda random: float(random.uniform(low, high))
+
+
+def uniform_int(low: float, high: float) -> Distribution:
+    """The whole part of a number between the two."""
+    return lambda random: int(random.uniform(low, high))
+
+
+def log_uniform(base: float, low: float, high: float) -> Distribution:
+    """``base`` to the power of a number between the two."""
     return lambda random: float(base ** random.uniform(low, high))
 
 
-def _log_uniform_int(base: float, low: float, high: float) -> Distribution:
+def log_uniform_int(base: float, low: float, high: float) -> Distribution:
+    """The whole part of ``base`` to the power of a number between the two."""
     return lambda random: int(base ** random.uniform(low, high))
 
 
 MILD: Space = {
-    "learning_rate": ("lr", _choice(1e-5, 3e-5, 5e-5)),
-    "dropout": ("resnet_dropout", _choice(0.0, 0.1, 0.5)),
-    "weight_decay": ("weight_decay", _choice(1e-4, 1e-6)),
+    "learning_rate": ("lr", choice(1e-5, 3e-5, 5e-5)),
+    "dropout": ("resnet_dropout", choice(0.0, 0.1, 0.5)),
+    "weight_decay": ("weight_decay", choice(1e-4, 1e-6)),
 }
 """The mild space of SWAD, DiWA and model ratatouille: members stay averageable."""
 
 EXTREME: Space = {
-    "learning_rate": ("lr", _log_uniform(10, -5, -3.5)),
-    "dropout": ("resnet_dropout", _choice(0.0, 0.1, 0.5)),
-    "weight_decay": ("weight_decay", _log_uniform(10, -6, -2)),
-    "batch_size": ("batch_size", _log_uniform_int(2, 3, 5.5)),
+    "learning_rate": ("lr", log_uniform(10, -5, -3.5)),
+    "dropout": ("resnet_dropout", choice(0.0, 0.1, 0.5)),
+    "weight_decay": ("weight_decay", log_uniform(10, -6, -2)),
+    "batch_size": ("batch_size", log_uniform_int(2, 3, 5.5)),
 }
 """DomainBed's space for 224-pixel images: more diverse, often too far apart to average."""
 
 EXTREME_SMALL: Space = {
-    "learning_rate": ("lr", _log_uniform(10, -4.5, -2.5)),
-    "dropout": ("resnet_dropout", _choice(0.0, 0.1, 0.5)),
-    "batch_size": ("batch_size", _log_uniform_int(2, 3, 9)),
+    "learning_rate": ("lr", log_uniform(10, -4.5, -2.5)),
+    "dropout": ("resnet_dropout", choice(0.0, 0.1, 0.5)),
+    "batch_size": ("batch_size", log_uniform_int(2, 3, 9)),
 }
 """DomainBed's space for 28-pixel images, whose defaults are ``learning_rate=1e-3, batch_size=64``."""
 

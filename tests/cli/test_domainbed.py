@@ -477,7 +477,8 @@ def test_the_trace_leads_from_a_number_to_the_records(swept):
         ('strategies=["diwa", "diwa"]', "expected each strategy once"),
         ("auxiliaries=[]", "'ratatouille' needs 1 auxiliary task other than the dataset 'digits', got 0"),
         ('selection=["target"]', "selection"),
-        ('objectives=["sam"]', "expected some of erm, mixup, coral, got 'sam'"),
+        ('objectives=["sma"]', "there is no objective 'sma' (did you mean 'sam'?)"),
+        ("objective_options.fishr={lamda=1}", "objective_options.fishr.lamda: fishr has no such option"),
         ('datasets=[{dataset="digits", size=8, targets=["rotated_1"]}]', "rotated_1"),
         ('datasets=[{dataset="PACZ"}]', "--data DIR"),
         (

@@ -2,14 +2,18 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.cli.conftest import call
+from tests.cli.conftest import call, make_folder
 from tests.evidence.explain_samples import apart, predictions, wrong_on
 
-from mirepoix.checkpoints import write_weights
+from mirepoix.checkpoints import open_weights, write_weights
+from mirepoix.data import digits_task, evaluation_batches
+from mirepoix.landscape import domain_invariance
+from mirepoix.models import NetworkSpec, initial_weights
 
 QUICK = ["--resamples", 100]
 
@@ -116,6 +120,12 @@ def test_labels_may_stand_apart(cli, tmp_path):
         (["--ood", "ood/*.txt"], "it names none"),
         (["--ood", "ood/run-0.npz", "--id", "id/run-1.npz"], "expected the same members"),
         (["--ood", "ood/run-0.npz", "--resamples", 5], "at least 100"),
+        (
+            ["--ood", "ood/run-0.npz", "--invariance"],
+            "it needs --weights CKPTS, the weights of the members; --model NAME, their network; --data FOLDER",
+        ),
+        (["--ood", "ood/run-0.npz", "--data", "images"], "go with --invariance"),
+        (["--ood", "ood/run-0.npz", "--device", "cpu"], "go with --invariance"),
         (["--ood", "ood/run-0.npz", "-o", "id/run-0.npz"], "expected the name of a folder, got a file"),
     ],
 )
@@ -177,3 +187,77 @@ def test_exported_members_are_explained_with_the_terms_of_their_error(cli, tmp_p
     page = (tmp_path / "work" / "page" / "explanation.html").read_text()
     assert "What the error on photo is made of" in page
     assert "members lie 0.5 from their average" in page
+
+
+def test_a_job_on_real_digits_says_whether_it_is_invariant_across_its_source_domains(cli, tmp_path):
+    quick = ["members=2", "data.size=8", "network.width=8", "pretraining.steps=20", "probe.steps=4"]
+    quick += ["run.steps=6", "run.check_every=3", "run.average_from=3", 'data.targets=["rotated_75"]']
+    settings = [word for change in quick for word in ("--set", change)]
+    assert cli("run", "digits", "--out", "out", *settings).code == 0
+    result = cli("explain", "out", "--invariance", "--device", "cpu", *QUICK)
+    assert result.code == 0, result.err
+    answer = next(line for line in result.out.splitlines() if line.startswith("Invariant across the source"))
+    folder = tmp_path / "work" / "out" / "explanation"
+    found = json.loads((folder / "explanation.json").read_text())["invariance"]
+    assert answer == f"Invariant across the source domains? {found['answer'][0]}"
+    (block,) = found["blocks"]
+    assert block["domains"] == [f"rotated_{angle}" for angle in (0, 15, 30, 45, 60)]
+    # The same numbers by the slow measure, for the average and one pair of domains.
+    task = digits_task(size=8)
+    batches = {
+        subset.name: evaluation_batches(subset, task.transform) for subset in task.split("rotated_75").train
+    }
+    network = NetworkSpec(name="mnist_cnn", classes=10, channels=1, width=8).build()
+    slow = domain_invariance(
+        network,
+        open_weights(tmp_path / "work" / "out" / "soups" / "rotated_75" / "average.safetensors"),
+        {name: batches[name] for name in ("rotated_0", "rotated_60")},
+        names=["classifier.weight", "classifier.bias"],
+        method="exact",
+    )
+    row = next(row for row in block["rows"] if row["name"] == "average")
+    for name, domain in slow.domains.items():
+        assert row["domains"][name]["risk"] == pytest.approx(domain.risk, rel=1e-4)
+        assert row["domains"][name]["cosine"] == pytest.approx(domain.head_cosine, rel=1e-3)
+    pair = next(one for one in row["pairs"] if one["domains"] == ["rotated_0", "rotated_60"])
+    for quantity in ("risk", "gradient_variance", "hessian_diagonal"):
+        expected = getattr(slow.pairs[("rotated_0", "rotated_60")], quantity)
+        assert pair[quantity] == pytest.approx(expected, rel=2e-3, abs=1e-9)
+    page = (folder / "explanation.html").read_text()
+    assert "4. Is it invariant across the source domains?" in page
+    assert f"<td>{row['domains']['rotated_0']['risk']:.3f}</td>" in page
+    assert (folder / "figures" / "invariance.csv").exists()
+    # without the option nothing of it is there
+    assert cli("explain", "out", *QUICK).code == 0
+    assert "Is it invariant" not in (folder / "explanation.html").read_text()
+
+
+def test_a_job_on_a_folder_needs_its_images_to_say_so(finished):
+    result = call("explain", "out", "--invariance", *QUICK)
+    assert result.code == 2
+    assert "name the folder of its images with --data DIR" in result.err
+    result = call("explain", "out", "--invariance", "--data", "images", "--json", *QUICK)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["invariance"]
+    assert [block["domains"] for block in found["blocks"]] == [["b", "c"], ["a", "c"], ["a", "b"]]
+    make_folder(Path("others"), images=9)
+    result = call("explain", "out", "--invariance", "--data", "others", *QUICK)
+    assert result.code == 2
+    assert "--data others: expected the images of the job in out, got others" in result.err
+
+
+def test_objectives_are_compared_from_their_weights_alone(cli, tmp_path):
+    work = tmp_path / "work"
+    make_folder(work / "images", domains=("x", "y"))
+    spec = NetworkSpec(name="mnist_cnn", classes=2, width=8)
+    for seed, name in enumerate(("erm", "fishr")):
+        write_weights(work / f"{name}.safetensors", initial_weights(spec, seed=seed))
+    options = ["--weights", "erm.safetensors", "fishr.safetensors", "--invariance", "--model", "mnist_cnn"]
+    result = cli("explain", *options, "--width", 8, "--size", 16, "--data", "images", "--json", *QUICK)
+    assert result.code == 0, result.err
+    (block,) = json.loads(result.out)["invariance"]["blocks"]
+    assert [row["name"] for row in block["rows"]] == ["erm", "fishr", "average"]
+    assert block["domains"] == ["x", "y"]
+    assert {row["domains"]["x"]["images"] for row in block["rows"]} == {16}
+    page = (work / "explanation" / "explanation.html").read_text()
+    assert '<th scope="row">fishr</th>' in page

@@ -217,3 +217,77 @@ def test_a_local_file_takes_the_place_of_the_hub(cli, images, tmp_path):
     result = cli("run", "pacs-resnet50", "--data", images, "--target", "a", "--out", "out", *changes)
     assert result.code == 0, result.err
     assert report()["protocol"]["batch_norm"] == "frozen, averaged"
+
+
+FEW = [
+    "run.steps=4",
+    "run.check_every=2",
+    "run.average_from=2",
+    "probe.steps=2",
+    "pretraining.steps=4",
+    "members=2",
+    "data.size=8",
+    "network.width=8",
+    "evidence.subsets=0",
+]
+TINY = [word for change in [*FEW, 'data.targets=["rotated_0"]'] for word in ("--set", change)]
+
+
+def test_a_job_minimises_what_its_recipe_says(cli):
+    for objective, out in (("fishr", "by-name"), ("erm", "plain")):
+        options = ["--set", "objective.ema=0.5"] if objective == "fishr" else []
+        where = ["--out", out, "--store", "store", "--set", f"objective={objective}"]
+        result = cli("run", "digits", *TINY, *where, *options)
+        assert result.code == 0, result.err
+    found = report("by-name")
+    assert found["protocol"]["objective"] == "fishr, ema = 0.5"
+    assert found["equation"] == "theta = 1/2 sum_i Train_fishr(theta_pt, D; c_i)"
+    assert report("plain")["protocol"]["objective"] == "erm"
+    assert report("plain")["equation"] == "theta = 1/2 sum_i Train(theta_pt, D; c_i)"
+    job = json.loads(Path("by-name/job.json").read_text())
+    assert job["recipe"]["objective"] == {"name": "fishr", "ema": 0.5}
+    members = {}
+    for out in ("by-name", "plain"):
+        record = json.loads(Path(out, "members/rotated_0/run-0.json").read_text())
+        members[out] = record["made_of"]["train"].pop("objective"), record["made_of"]
+    fishr, erm = (members[out][0] for out in ("by-name", "plain"))
+    assert fishr["name"] == "mirepoix.objectives._fishr.Fishr"
+    assert (fishr["domains"], fishr["ema"]) == (5, 0.5)
+    assert set(erm) == {"name", "state"}
+    assert members["by-name"][1] == members["plain"][1]  # one start and one probe for both
+    trained = [
+        json.loads(path.read_text())["made_of"]["train"]
+        for path in Path("store/weights").glob("*/record.json")
+    ]
+    names = sorted(each["objective"]["name"].rpartition(".")[2] for each in trained)
+    assert names == ["ERM"] * 4 + ["Fishr"] * 2  # pre-training, probe, and two members of each
+    other = cli("run", "digits", *TINY, "--out", "plain", "--store", "store", "--set", "objective=coral")
+    assert other.code == 2
+    assert "holds the finished results of another recipe (objective" in other.err
+    job = json.loads(Path("plain/job.json").read_text())
+    del job["recipe"]["objective"]  # as written before objectives had names
+    Path("plain/job.json").write_text(json.dumps(job))
+    again = cli("run", "digits", *TINY, "--out", "plain", "--store", "store")
+    assert again.code == 0, again.err
+    assert json.loads(Path("plain/job.json").read_text())["made_now"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            "objective=fisher",
+            "digits.toml: objective.name: there is no objective 'fisher' (did you mean 'fishr'?)",
+        ),
+        ("objective=urm", "objective.name: no recipe can name 'urm'"),
+        (
+            'objective={name="fishr", lamda=1}',
+            "objective.lamda: fishr has no such option (did you mean 'lambda_'?)",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_be_is_code_2_before_anything_is_made(cli, change, told):
+    result = cli("run", "digits", "--set", change)
+    assert result.code == 2
+    assert told in result.err
+    assert list(Path().iterdir()) == []

@@ -9,6 +9,7 @@ import torch
 from mirepoix.domainbed import FAMILIES, load_benchmark
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import Interpolated, Pretrained, TaskName, Trained, WithHead, trainings
+from mirepoix.objectives._spaces import draw_options
 from mirepoix.strategies import fusing_coefficients
 from mirepoix.training import Trainer
 from mirepoix.weights import average
@@ -75,6 +76,31 @@ def test_diverse_objectives_take_turns_and_share_those_of_diwa(members):
     nodes, diwa = made.of("objectives", TASK), made.of("fine_tuning", TASK)
     assert [node.objective for node in nodes] == ["mixup", "erm", "mixup", "erm", "mixup"]
     assert [h for h in range(5) if nodes[h] == diwa[h]] == [1, 3]
+
+
+def test_a_family_by_an_objective_is_fine_tuning_by_it(members):
+    made = members("runs=3")
+    by_fishr, diwa = made.of("fishr", TASK), made.of("fine_tuning", TASK)
+    assert [replace(node, objective="erm") for node in by_fishr] == diwa
+    assert {node.objective for node in by_fishr} == {"fishr"}
+    assert made.of("erm", TASK) == diwa
+
+
+def test_a_search_draws_options_for_each_run_and_leaves_the_rest_as_it_was(members):
+    plain, made = members("runs=3"), members("runs=3", "search_objectives=true")
+    for family in ("fine_tuning", "inter_training", "moving_average"):
+        assert made.of(family, TASK) == plain.of(family, TASK)
+    nodes = made.of("fishr", TASK)
+    assert [dict(node.options) for node in nodes] == [{}, draw_options("fishr", 1), draw_options("fishr", 2)]
+    assert [replace(node, options=()) for node in nodes] == plain.of("fishr", TASK)
+    turns = made.of("objectives", TASK)  # erm, mixup, coral
+    assert [node.options for node in turns] == [
+        (),
+        *(made.of(n, TASK)[h].options for h, n in ((1, "mixup"), (2, "coral"))),
+    ]
+    averages = made.of("sam_moving_average", TASK)
+    assert [node.training() for node in averages] == [node.training() for node in made.of("sam", TASK)]
+    assert [dict(node.options) for node in averages[1:]] == [draw_options("sam", 1), draw_options("sam", 2)]
 
 
 def test_all_members_begin_with_the_head_of_the_target(members):

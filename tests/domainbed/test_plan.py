@@ -140,6 +140,15 @@ def test_the_longest_way_is_known_from_steps(make_bench):
     assert work["auxiliary run 1"] == 8
 
 
+def test_objectives_cost_what_their_passes_cost(make_bench):
+    rows = "strategies=['fishr', 'mldg', 'iga/average', 'sam']"
+    plan = make_plan(make_bench(rows, "runs=1"))
+    work = {planned.label.split(": ")[1]: planned.work for planned in plan.trainings}
+    assert work["Fishr, run 0"] == 8
+    assert work["MLDG, run 0"] == work["SAM, run 0"] == 16
+    assert work["IGA, run 0"] == 24
+
+
 def test_an_auxiliary_task_with_the_images_of_a_target_is_refused(make_bench, tmp_path):
     twin = "auxiliaries=[{dataset='digits', path='elsewhere', size=12, name='twin'}]"
     bench = make_bench(twin, "strategies=['ratatouille']", data=tmp_path)

@@ -1,7 +1,8 @@
 import pytest
 
 from mirepoix.domainbed import COMBINES, FAMILIES, ROWS, Row
-from mirepoix.domainbed._objectives import OBJECTIVES
+from mirepoix.domainbed._rows import BY_NAME, family_of
+from mirepoix.objectives._named import NOT_IN_RECIPES, OBJECTIVES
 from mirepoix.runs import COLLECTED
 from mirepoix.types import InputError
 
@@ -55,6 +56,11 @@ def test_a_row_says_its_equation():
     ("name", "message"),
     [
         ("ratatouile", r"no strategy 'ratatouile' \(did you mean 'ratatouille'\?\); known: mean_member, "),
+        ("coraal", r"no strategy 'coraal' \(did you mean 'coral'\?\)"),
+        (
+            "coral/avg",
+            r"no strategy 'coral/avg'.*, or an objective \(erm, .*\), and a combination of mean, best",
+        ),
         ("diwa-greedy", r"did you mean 'diwa_greedy'\?"),
         ("fusing/avarage", r"no strategy 'fusing/avarage'.*a combination of mean, best, wise, average"),
         ("fusin/average", r"no strategy 'fusin/average'.*with a family of fine_tuning, moving_average"),
@@ -70,4 +76,32 @@ def test_an_unknown_name_is_an_error_with_the_known_ones(name, message):
 def test_families_ask_for_what_a_trainer_can_collect_and_optimise():
     for family in FAMILIES.values():
         assert family.collect in COLLECTED
-        assert family.objective in {None, "sam", *OBJECTIVES}
+        assert family.objective in {None, *OBJECTIVES}
+
+
+def test_the_name_of_an_objective_is_a_family_and_its_best_row():
+    assert {*BY_NAME, *NOT_IN_RECIPES, "sam"} == set(OBJECTIVES)
+    row = Row.of("fishr/average")
+    assert (row.family, row.combine, row.label) == ("fishr", "average", "Fishr, uniform average")
+    assert row.equation == "1/M sum_i Train_fishr(theta_pt, D; c_i)"
+    alone = Row.of("coral")
+    assert (alone.key, alone.label, alone.family, alone.combine) == ("coral", "CORAL", "coral", "best")
+    assert alone.equation == "best_i Train_coral(theta_pt, D; c_i)"
+    for name in BY_NAME:
+        assert family_of(name).objective == name
+        assert (family_of(name).collect, family_of(name).auxiliaries) == ("best", False)
+    assert family_of("sam") is FAMILIES["sam"]
+    assert Row.of("sam").label == "SAM"
+
+
+@pytest.mark.parametrize("key", ["mtl", "urm/best", "arm/average"])
+def test_a_row_by_an_objective_that_needs_more_than_weights_says_why(key):
+    with pytest.raises(InputError, match=f"'{key[:3]}' can be no row: .*In Python"):
+        Row.of(key)
+
+
+def test_an_unknown_family_is_told_the_known_ones():
+    with pytest.raises(
+        InputError, match=r"expected one of fine_tuning, .*, or an objective \(erm, .*\), got 'fine'"
+    ):
+        family_of("fine")

@@ -12,6 +12,7 @@ from mirepoix.domainbed import Workbench, _run, make_plan, measure, run_plan
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import TaskName
 from mirepoix.domainbed._run import _workbench, train_one
+from mirepoix.objectives._spaces import draw_options
 from mirepoix.types import InputError
 from tests.domainbed.conftest import TABLE, carry, listed
 
@@ -71,6 +72,32 @@ def test_another_row_trains_only_what_is_new(make_bench, tmp_path):
     fourth = carry(make_bench(*SHORT, "strategies=['diwa']", "runs=3", store=tmp_path))
     assert fourth.sweep.trained == 1
     assert first.sweep.cells[0] == next(cell for cell in third.sweep.cells if cell.row == "diwa")
+
+
+def test_objectives_take_turns_and_have_rows_of_their_own(make_bench, tmp_path):
+    carried = carry(
+        make_bench(
+            *SHORT,
+            "runs=3",
+            "objectives=['fishr', 'coral', 'sam']",
+            "objective_options.fishr={penalty_anneal_iters=1, ema=0.5}",
+            "search_objectives=true",
+            "strategies=['diverse_objectives', 'coral', 'fine_tuning']",
+            store=tmp_path,
+        )
+    )
+    assert [cell.missing for cell in carried.sweep.cells] == [None] * 3
+    # A probe, three in turn, three by CORAL of which one has its turn, three by the risk.
+    assert len(carried.plan.trainings) == 1 + 3 + (3 - 1) + 3
+    task = TaskName("digits", "rotated_0")
+    turns = [carried.bench.weights(node) for node in Members(carried.bench.benchmark).of("objectives", task)]
+    made = [theta.record["made_of"]["train"]["objective"] for theta in turns]
+    assert [each["name"].rpartition(".")[2] for each in made] == ["Fishr", "CORAL", "SAM"]
+    assert (made[0]["penalty_anneal_iters"], made[0]["ema"], made[0]["domains"]) == (1, 0.5, 5)
+    assert made[1]["mmd_gamma"] == draw_options("coral", 1)["mmd_gamma"]
+    assert made[2]["rho"] == draw_options("sam", 2)["rho"]
+    (soup,) = (cell for cell in carried.sweep.cells if cell.row == "diverse_objectives")
+    assert len(soup.sources) == 3
 
 
 def test_a_diverged_run_is_left_out_and_named(make_bench, tmp_path):

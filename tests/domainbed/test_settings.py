@@ -1,9 +1,16 @@
+import dataclasses
+
 import pytest
 
 from mirepoix.domainbed import Benchmark, load_benchmark
+from mirepoix.domainbed._nodes import TaskName
+from mirepoix.objectives._named import NOT_IN_RECIPES, OBJECTIVES
+from mirepoix.objectives._spaces import draw_options
 from mirepoix.recipe import builtin_recipes, load_recipe, validated
 from mirepoix.runs import Run
 from mirepoix.types import InputError
+
+TASK = TaskName("digits", "rotated_0")
 
 BENCHMARKS = [name for name, path in builtin_recipes().items() if "[[datasets]]" in path.read_text()]
 
@@ -52,7 +59,21 @@ def test_a_job_is_no_benchmark_and_the_error_says_how_to_run_it():
             "selection=['training']",
             r"selection.0: .*'training-domain', 'leave-one-out' or 'oracle', got 'training'",
         ),
-        ("objectives=['erm', 'irm']", r"objectives: expected some of erm, mixup, coral, got 'irm'"),
+        ("objectives=['erm', 'irn']", r"objectives: there is no objective 'irn' \(did you mean 'irm'\?\)"),
+        ("objectives=['erm', 'mtl']", r"objectives: no recipe can name 'mtl': .*In Python"),
+        ("objectives=[]", "objectives: .*at least 1 item"),
+        (
+            "objective_options.fishr={lamda=1.0}",
+            r"objective_options.fishr.lamda: fishr has no such option \(did you mean 'lambda_'\?\)",
+        ),
+        ("objective_options.fishr={ema=2.0}", r"objective_options.fishr: Fishr needs .*ema"),
+        ("objective_options.fishr={ema='0.9'}", r"objective_options.fishr.ema: .*number, got '0.9'"),
+        ("objective_options.fisher={ema=0.9}", r"objective_options: there is no objective 'fisher'"),
+        ("objective_options.urm={}", r"objective_options: no recipe can name 'urm'"),
+        ("objective_options.fishr.ema=2.0", r"objective_options.fishr: Fishr needs"),
+        ("search_objectives=1", "search_objectives: .*boolean, got 1"),
+        ("objective='fishr'", r"objective: unknown key \(did you mean 'objectives'\?\)"),
+        ("strategies=['urm']", "strategies: 'urm' can be no row"),
         ("selection=['oracle', 'oracle']", "selection: expected each selection once"),
         (
             "auxiliaries=[{dataset='digits-sloped', targets=['from_top']}]",
@@ -299,3 +320,56 @@ def test_an_average_that_would_be_the_last_weights_is_refused(recipe_file):
     with pytest.raises(InputError, match=r"looks for 6 checks in a row .*, but a run on digits has 5"):
         load(recipe_file, "strategies=['swad']", "run.swad_start_patience=6")
     assert load(recipe_file, "strategies=['swad']", "run.swad_start_patience=5")
+
+
+# Objectives
+
+
+def test_options_of_an_objective_are_those_of_its_table(recipe_file):
+    benchmark = load(
+        recipe_file,
+        "objective_options.fishr={lambda_=10.0, ema=0.5}",
+        "objective_options.sam.objective='coral'",
+        "sharpness_radius=0.2",
+    )
+    assert benchmark.options_of("fishr") == {"lambda_": 10.0, "ema": 0.5}
+    assert benchmark.options_of("sam") == {"rho": 0.2, "objective": "coral"}
+    assert benchmark.options_of("erm") == {}
+    assert load(recipe_file, "objective_options.sam.rho=0.3").options_of("sam") == {"rho": 0.3}
+    assert load(recipe_file).options_of("sam") == {"rho": 0.05}
+
+
+def test_every_objective_that_predicts_by_weights_alone_can_have_a_turn(recipe_file):
+    names = [name for name in OBJECTIVES if name not in NOT_IN_RECIPES]
+    assert load(recipe_file, f"objectives={names}").objectives == tuple(names)
+    assert "sam" in names
+
+
+def test_without_a_search_nothing_is_drawn(recipe_file):
+    benchmark = load(recipe_file)
+    assert {benchmark.drawn_options(name, h, TASK) for name in ("fishr", "sam") for h in range(4)} == {()}
+
+
+def test_a_search_draws_what_the_recipe_does_not_say(recipe_file):
+    benchmark = load(recipe_file, "search_objectives=true", "objective_options.fishr.ema=0.9")
+    seeded = dataclasses.replace(TASK, data_seed=2)
+    for task, h in ((TASK, 1), (TASK, 2), (seeded, 1)):
+        drawn = draw_options("fishr", h, task.data_seed)
+        assert drawn.pop("ema") != 0.9
+        assert dict(benchmark.drawn_options("fishr", h, task)) == drawn
+        assert dict(benchmark.drawn_options("sam", h, task)) == draw_options("sam", h, task.data_seed)
+        assert benchmark.drawn_options("erm", h, task) == ()
+    assert benchmark.drawn_options("fishr", 0, TASK) == ()  # run 0 has the defaults
+    said = load(recipe_file, "search_objectives=true", "objective_options.sam.rho=0.3")
+    assert said.drawn_options("sam", 1, TASK) == ()
+
+
+def test_small_images_have_ranges_and_defaults_of_their_own(recipe_file):
+    tables = "datasets=[{dataset='digits', size=12}, {dataset='PACS', name='pictures'}]"
+    benchmark = load(recipe_file, tables, "search_objectives=true")
+    pictures = TaskName("pictures", "sketch")
+    assert benchmark.drawn_options("dann", 0, pictures) == ()
+    assert benchmark.drawn_options("dann", 0, TASK) == (("lr_d", 1e-3),)
+    assert dict(benchmark.drawn_options("dann", 1, pictures)) == draw_options("dann", 1)
+    assert dict(benchmark.drawn_options("dann", 1, TASK)) == draw_options("dann", 1, small=True)
+    assert load(recipe_file, tables).drawn_options("dann", 0, TASK) == ()

@@ -15,6 +15,7 @@ from mirepoix.domainbed._nodes import Pretrained, TaskName, Trained, WithHead, f
 from mirepoix.objectives import CORAL, ERM, SAM
 from mirepoix.runs import Run
 from mirepoix.store import Store
+from mirepoix.training import Trainer
 from mirepoix.types import InputError
 from tests.domainbed.conftest import carry
 
@@ -130,6 +131,44 @@ def test_the_trainer_is_what_the_recipe_says(make_bench):
     assert kinds["erm"].keep == ("best", "moving_average", "ema")
     assert kinds["erm"].network.classes == 10
     assert not kinds["erm"].watch_left_out
+
+
+def test_a_criterion_is_told_of_the_network_and_of_its_own_source_domains(make_bench):
+    bench = make_bench("objective_options.fishr.ema=0.5", "objective_options.fishr.lambda_=7.0")
+    run = bench.benchmark.base_run()
+
+    def made(name, task=TASK, options=()):
+        return bench.trainer(Trained(Pretrained("digits"), task, run, name, options)).objective
+
+    one, fewer = made("fishr"), made("fishr", TaskName("digits", "rotated_0", 0, ("rotated_75",)))
+    assert (one.configuration()["domains"], fewer.configuration()["domains"]) == (5, 4)
+    assert (one.ema, one.lambda_) == (0.5, 7.0)
+    drawn = made("fishr", options=(("lambda_", 3.0),))
+    assert (drawn.ema, drawn.lambda_) == (0.5, 3.0)
+    assert made("selfreg").configuration()["features"] == bench.start("digits").network.build().feature_size
+    assert made("sam", options=(("rho", 0.01),)).rho == 0.01
+    featurizer = {
+        name.removeprefix("featurizer."): value
+        for name, value in bench.start("digits").theta.items()
+        if name.startswith("featurizer.")
+    }
+    assert same(made("adrmx").featurizer.state_dict(), featurizer)  # a second one begins with these weights
+
+
+def test_objectives_tell_trainings_apart_and_leave_the_others_where_they_were(make_bench):
+    bench = make_bench("objectives=['fishr', 'coral', 'sam']", "search_objectives=true")
+    plain = make_bench()
+    run, start = bench.benchmark.base_run(), Pretrained("digits")
+    nodes = [
+        *(Trained(start, TASK, run, name) for name in ("erm", "coral", "sam", "fishr")),
+        Trained(start, TASK, run, "fishr", (("ema", 0.5),)),
+    ]
+    keys = [bench.key(node) for node in nodes]
+    assert len(set(keys)) == 5
+    assert [plain.key(node) for node in nodes] == keys
+    made_of = bench.trainer(nodes[0]).made_of()
+    assert made_of == bench.trainer(Trained(start, TASK, run)).made_of()
+    assert made_of["objective"] == Trainer(bench.start("digits").network).made_of()["objective"]
 
 
 def test_the_reference_watches_the_left_out_domain_where_there_is_one(make_bench):

@@ -367,3 +367,14 @@ def test_rho_must_be_positive(rho):
 def test_an_objective_with_its_own_step_is_refused():
     with pytest.raises(InputError, match="SAM cannot wrap SAM: it makes its own step"):
         SAM(SAM())
+
+
+def test_it_predicts_as_the_wrapped_objective_does():
+    class Shifted(ERM):
+        def predict(self, model, images):
+            outputs = model(images)
+            return Outputs(outputs.features, outputs.logits + 1)
+
+    model, (given, *_) = TwoLayers(), batches()
+    assert torch.equal(SAM(Shifted()).predict(model, given.images).logits, model(given.images).logits + 1)
+    assert torch.equal(SAM().predict(model, given.images).logits, model(given.images).logits)

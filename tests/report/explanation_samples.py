@@ -7,10 +7,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from tests.evidence.explain_samples import apart, block, source, wrong_on
 
+from mirepoix.evidence._classifier_invariance import classifier_invariance
 from mirepoix.evidence._explain import explain
+from mirepoix.evidence._source_invariance import Examined, SourceInvariance
 from mirepoix.report._explanation import explanation_html
+from mirepoix.types import Batch
 
 
 def several() -> dict[str, Any]:
@@ -28,6 +32,25 @@ def several() -> dict[str, Any]:
     return explain(source(*blocks, data_seeds=1), resamples=200)
 
 
+def invariance(*names: str) -> SourceInvariance:
+    """A start, two members and their average on domains with strange names; one block for each name."""
+    random = torch.Generator().manual_seed(0)
+    batches = {}
+    for k, domain in enumerate(("<i>x</i>", "naïve \x07", "z" * 60)):
+        labels = torch.randint(3, (40,), generator=random)
+        images = torch.randn(40, 4, generator=random) + k * labels[:, None]
+        batches[domain] = [Batch(images, labels, labels)]
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(4, 3))
+    found = {}
+    for k, name in enumerate(("start", "run-0", "run-1", "average")):
+        theta = {
+            "1.weight": (k + 1) * torch.randn(3, 4, generator=random),
+            "1.bias": torch.zeros(3),
+        }
+        found[name] = classifier_invariance(model, theta, batches, head="1")
+    return SourceInvariance("all images", tuple(Examined(name, tuple(batches), found) for name in names))
+
+
 @cache
 def samples() -> dict[str, dict[str, Any]]:
     """An explanation of every kind that a page must bear."""
@@ -43,6 +66,9 @@ def samples() -> dict[str, dict[str, Any]]:
         "tiny": explain(source(block(tiny, tiny)), resamples=200),
         "id": explain(source(block(apart(), None)), resamples=200),
         "ood": explain(source(block(None, apart())), resamples=200),
+        "invariance": explain(
+            source(block(apart(), apart())), resamples=200, invariance=invariance("your members")
+        ),
     }
 
 

@@ -17,7 +17,7 @@ from mirepoix.runs import Run
 from mirepoix.seeds import seed_hash
 from mirepoix.store import key_of
 from mirepoix.training import Loop, Trainer, choose_device
-from mirepoix.types import Diverged, InputError
+from mirepoix.types import Diverged, InputError, Outputs
 from tests.tiny import tiny_network, tiny_task
 
 RUN = Run(seed=3, steps=12, learning_rate=3e-3, batch_size=4, check_every=5, average_from=4, dropout=0.3)
@@ -282,6 +282,30 @@ def test_parameters_of_an_objective_are_trained_and_survive_an_interruption(thet
         )
     resumed = Trainer(tiny_network(), prototype).fit(theta, split, RUN, workspace=tmp_path)
     assert same(whole, resumed.weights["last"])
+
+
+def test_what_an_objective_adds_to_predictions_counts_at_checks_and_comes_back(theta, split):
+    class Reversed(ERM):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, model, batches):
+            self.calls += 1
+            return super().forward(model, batches)
+
+        def predict(self, model, images):
+            assert not self.training
+            outputs = model(images)
+            return Outputs(outputs.features, -outputs.logits)
+
+    plain = Trainer(tiny_network()).fit(theta, split, RUN)
+    reversed_ = Trainer(tiny_network(), Reversed()).fit(theta, split, RUN)
+    assert same(plain.weights["last"], reversed_.weights["last"])
+    for one, other in zip(plain.record["checks"], reversed_.record["checks"], strict=True):
+        assert other["score"] == pytest.approx(1 - one["score"])  # two classes
+    assert reversed_.objective.calls == RUN.steps
+    assert not reversed_.objective.training
 
 
 def test_half_precision_and_channels_last_train(theta, split):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mirepoix.cli._columns import plain
+from mirepoix.cli._score_options import DeviceOption, ModelOption, SizeOption, WidthOption
 from mirepoix.types import InputError
 
 __all__ = ["explain"]
@@ -61,6 +62,24 @@ def explain(
             "--probabilities/--logits", help="What the scores in the files are.", show_default=False
         ),
     ] = None,
+    invariance: Annotated[
+        bool,
+        typer.Option(
+            "--invariance",
+            help="Are the weights invariant across the source domains? Runs the networks on source images.",
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --invariance: the --data of the job; of weights of your own, a folder per source domain.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    width: WidthOption = None,
+    size: SizeOption = None,
+    device: DeviceOption = "auto",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the page. [default: FOLDER/explanation]"),
@@ -81,6 +100,8 @@ def explain(
         raise InputError(
             "explain: --start, --labels, --ood-labels, --probabilities and --logits go with files of your own."
         )
+    if not invariance and (data or model or width or size or device != "auto"):
+        raise InputError("explain: --data, --model, --width, --size and --device go with --invariance.")
     if resamples < 100:
         raise InputError(f"--resamples: expected at least 100, got {resamples}.")
     from mirepoix.evidence import explain as explained
@@ -102,7 +123,25 @@ def explain(
             start=start,
             probabilities=probabilities,
         )
-    content = plain(explained(source, resamples=resamples, seed=seed))
+    found = None
+    if invariance:
+        from mirepoix.cli._progress import Bar
+        from mirepoix.evidence import source_invariance
+
+        with Bar() as bar:
+            bar.stage("running the networks on source images")
+            found = source_invariance(
+                source,
+                folder=folder,
+                data=data,
+                model=model,
+                width=width,
+                size=size,
+                device=device,
+                seed=seed,
+                progress=bar.images,
+            )
+    content = plain(explained(source, resamples=resamples, seed=seed, invariance=found))
     page = write_explanation(content, place, parquet=parquet)
     if as_json:
         typer.echo(json.dumps(content, ensure_ascii=False))
@@ -116,6 +155,8 @@ def explain(
     for reason in verdict["reasons"]:
         target = f"{reason['target']}: " if reason["target"] else ""
         typer.echo(f"{reason['level']}: {target}{reason['text']}")
+    if content["invariance"]:
+        typer.echo(f"\nInvariant across the source domains? {content['invariance']['answer'][0]}")
     typer.echo(f"\nPage: {page}")
 
 

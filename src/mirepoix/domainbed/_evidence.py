@@ -16,7 +16,7 @@ import torch
 from mirepoix.checkpoints import fingerprint
 from mirepoix.domainbed._measure import Gathered, Measured, Member
 from mirepoix.domainbed._nodes import TaskName, Trained, WithHead
-from mirepoix.domainbed._rows import FAMILIES
+from mirepoix.domainbed._rows import family_of
 from mirepoix.domainbed._workbench import NotMade, Workbench
 from mirepoix.evidence import (
     accuracy_against_members,
@@ -181,7 +181,7 @@ class _Look:
 
     def gather(self, family: str) -> Sequence[Member]:
         """All members of a family, those that diverged left out and noted."""
-        label = FAMILIES[family].label
+        label = family_of(family).label
         if family not in {row.family for row in self.bench.benchmark.rows()}:
             raise _Left(f"no row of the recipe is about {label}")
         if family not in self._gathered:

@@ -12,7 +12,7 @@ from mirepoix import __version__
 from mirepoix.checkpoints import fingerprint, write_weights
 from mirepoix.domainbed._measure import Measured, Member
 from mirepoix.domainbed._nodes import TaskName
-from mirepoix.domainbed._rows import FAMILIES
+from mirepoix.domainbed._rows import family_of
 from mirepoix.domainbed._workbench import NotMade, Workbench
 from mirepoix.predictions import Predictions
 from mirepoix.training import snapshots
@@ -57,8 +57,7 @@ def export(
     Raises:
         InputError: For an unknown family or a step at which runs were not checked; when nothing is trained.
     """
-    if family not in FAMILIES:
-        raise InputError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}.")
+    family_of(family)  # an unknown one is told
     if along and "snapshots" not in bench.benchmark.collected():
         raise InputError(
             'along: the runs kept no weights on their way. Add "snapshots" to `keep` in the recipe.'
@@ -109,7 +108,9 @@ def _split(
     for member in found.members:
         path = out / "members" / split / f"run-{member.run}.safetensors"
         keep(
-            path, member.theta, {**member.record, "equation": FAMILIES[family].label, "source": member.source}
+            path,
+            member.theta,
+            {**member.record, "equation": family_of(family).label, "source": member.source},
         )
     start = bench.weights(found.members[0].node.theta)
     keep(out / "starts" / f"{split}.safetensors", start, {"equation": "theta_pt with the head of run 0"})

@@ -15,7 +15,7 @@ from mirepoix.data import Subset
 from mirepoix.domainbed._cells import Cell
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import TaskName, Trained
-from mirepoix.domainbed._rows import FAMILIES, Row
+from mirepoix.domainbed._rows import Row, family_of
 from mirepoix.domainbed._selection import (
     LeftOut,
     Method,
@@ -361,7 +361,7 @@ class _Cells:
 
     def along(self) -> bool:
         """Whether every step of a run is a candidate, as in the published benchmark, or one of its results."""
-        return self.benchmark.protocol == "reference" and FAMILIES[self.row.family].collect == "best"
+        return self.benchmark.protocol == "reference" and family_of(self.row.family).collect == "best"
 
     def records(self, members: Sequence[Member]) -> list[Record]:
         """The candidates of the choice."""

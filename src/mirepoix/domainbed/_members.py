@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from mirepoix.domainbed._nodes import Node, Pretrained, TaskName, Trained, WithHead, fused
-from mirepoix.domainbed._rows import FAMILIES
+from mirepoix.domainbed._rows import family_of
 from mirepoix.domainbed._settings import GENERATED, Benchmark
 from mirepoix.heads import linear_probe
 from mirepoix.runs import Run
@@ -34,9 +34,16 @@ __all__ = ["Members"]
 Recycle: TypeAlias = Callable[..., list[Any]]
 
 
-def _train(theta: Node, task: TaskName, run: Run, *, objective: str = "erm") -> Trained:
+def _train(
+    theta: Node,
+    task: TaskName,
+    run: Run,
+    *,
+    objective: str = "erm",
+    options: tuple[tuple[str, Any], ...] = (),
+) -> Trained:
     """``Train``, written down."""
-    return Trained(theta, task, run, objective)
+    return Trained(theta, task, run, objective, options)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,6 @@ class Members:
     def _of(self, family: str, task: TaskName) -> list[Node]:
         runs = self.benchmark.runs_on(task.dataset, task.data_seed)
         theta = self.start(task)
-        sam = partial(_train, objective="sam")
         recycled = classifier_first(_train, theta, steps=self.benchmark.freeze_on(task.dataset))
         match family:
             case "fine_tuning":
@@ -129,9 +135,12 @@ class Members:
             case "swad_released":
                 members = [_train(theta, task, run.with_(collect="swad_released")) for run in runs]
             case "sam":
-                members = diwa(sam, theta, task, runs, combine=list)
+                members = diverse_objectives(self.by(["sam"], task), theta, task, runs, combine=list)
             case "sam_moving_average":
-                members = [moving_average(sam, theta, task, run) for run in runs]
+                trains = self.by(["sam"], task)
+                members = [
+                    moving_average(sam, theta, task, run) for sam, run in zip(trains, runs, strict=True)
+                ]
             case "inter_training":
                 members = ratatouille(recycled, self.starts(task.dataset, theta), task, runs, combine=list)
             case "robust":
@@ -142,12 +151,22 @@ class Members:
             case "fusing":
                 members = self.fused(recycled, theta, task, runs)
             case "objectives":
-                trains = [partial(_train, objective=name) for name in self.benchmark.objectives]
+                trains = self.by(self.benchmark.objectives, task)
                 members = diverse_objectives(trains, theta, task, runs, combine=list)
             case _:
-                raise AssertionError(f"{family} is one of {', '.join(FAMILIES)}")
+                name = family_of(family).objective
+                assert name is not None
+                members = diverse_objectives(self.by([name], task), theta, task, runs, combine=list)
         found: list[Node] = members
         return found
+
+    def by(self, objectives: Sequence[str], task: TaskName) -> list[Train]:
+        """``Train`` of every run h: by the objectives in turn, with what a random search draws of them."""
+        turns = itertools.islice(itertools.cycle(objectives), self.benchmark.runs)
+        return [
+            partial(_train, objective=name, options=self.benchmark.drawn_options(name, h, task))
+            for h, name in enumerate(turns)
+        ]
 
     def fused(self, train: Train, theta: Node, task: TaskName, runs: Sequence[Run]) -> list[Node]:
         """Members of fusing: each begins at its own mixture of theta_pt and one fine-tuning per auxiliary task."""

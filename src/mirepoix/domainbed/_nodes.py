@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mirepoix.runs import Run
 
@@ -62,12 +62,14 @@ class Trained:
         task: D.
         run: c, with what is collected along it.
         objective: Name of the criterion.
+        options: What was drawn of it for this run, beside what the recipe says of it.
     """
 
     theta: Node
     task: TaskName
     run: Run
     objective: str = "erm"
+    options: tuple[tuple[str, Any], ...] = ()
 
     def training(self) -> Trained:
         """The training itself, whatever is collected along it."""

@@ -14,7 +14,7 @@ import torch
 from mirepoix.domainbed._measure import pair
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import Pretrained, TaskName, Trained, WithHead, trainings
-from mirepoix.domainbed._rows import FAMILIES
+from mirepoix.domainbed._rows import FAMILIES, family_of
 from mirepoix.domainbed._workbench import Status, Workbench
 from mirepoix.types import InputError
 
@@ -148,7 +148,7 @@ def _asked(bench: Workbench, members: Members, task: TaskName) -> Iterator[tuple
         for each in tasks:
             for run, node in enumerate(members.of(row.family, each)):
                 assert isinstance(node, Trained)
-                yield node, f"{FAMILIES[row.family].label}, run {run}"
+                yield node, f"{family_of(row.family).label}, run {run}"
 
 
 def _label(training: Trained, member: str, members: Members) -> str:
@@ -177,11 +177,15 @@ def _tell_apart(labels: dict[Trained, str]) -> None:
             labels[node] = f"{label} ({seen[label]})"
 
 
+PASSES = {"sam": 2, "adrmx": 2, "mldg": 2, "iga": 3, "sagnet": 3, "transfer": 3}
+"""How many forward and backward passes of the joint batch an update of a criterion costs, where that is not one."""
+
+
 def _work(node: Trained) -> float:
-    """Steps, with those of the classifier alone at a third and the two passes of SAM doubled."""
+    """Steps, with those of the classifier alone at a third, times what an update of the criterion costs."""
     run = node.run
     steps = run.steps - run.classifier_steps * 2 / 3
-    return steps * (2 if node.objective == "sam" else 1)
+    return steps * PASSES.get(node.objective, 1)
 
 
 def _check_leakage(bench: Workbench) -> None:

@@ -1,7 +1,8 @@
 """Rows of the table: how members are made, and how they become one model or one prediction.
 
 Two axes span all strategies: the *family* says where each run starts and how it is trained, the *combination*
-what becomes of the members. Published names are points of this grid; any other point is ``family/combine``.
+what becomes of the members. Published names are points of this grid; any other point is ``family/combine``. The name
+of an objective is a family too: fine-tuning by it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mirepoix.objectives._named import NOT_IN_RECIPES, OBJECTIVES, label_of
 from mirepoix.types import InputError
 
-__all__ = ["COMBINES", "FAMILIES", "ROWS", "Family", "Row"]
+__all__ = ["COMBINES", "FAMILIES", "ROWS", "Family", "Row", "family_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,27 @@ FAMILIES: Mapping[str, Family] = {
     "fusing": Family("fusing", "Train(sum_j lambda_ij Train(theta_pt, A_j), D; c_i)", auxiliaries=True),
     "objectives": Family("diverse objectives", "Train_(o_i)(theta_pt, D; c_i)", objective=None),
 }
+
+BY_NAME = [name for name in OBJECTIVES if name not in (*FAMILIES, *NOT_IN_RECIPES)]
+"""The objectives whose name is a family; SAM has two of its own."""
+
+
+def family_of(name: str) -> Family:
+    """The family of a name, or fine-tuning by the objective of this name.
+
+    Raises:
+        InputError: If there is neither, or combinations of weights by that objective cannot be evaluated.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name in NOT_IN_RECIPES:
+        raise InputError(f"{name!r} can be no row: {NOT_IN_RECIPES[name]}")
+    if name not in BY_NAME:
+        raise InputError(
+            f"family: expected one of {', '.join(FAMILIES)}, or an objective ({', '.join(BY_NAME)}), got {name!r}."
+        )
+    return Family(label_of(name), f"Train_{name}(theta_pt, D; c_i)", objective=name)
+
 
 COMBINES: Mapping[str, tuple[str, str]] = {
     "mean": ("mean member", "mean_i of the accuracy of {}"),
@@ -122,11 +145,11 @@ class Row:
     @property
     def equation(self) -> str:
         """How the row's model comes about."""
-        return COMBINES[self.combine][1].format(FAMILIES[self.family].equation)
+        return COMBINES[self.combine][1].format(family_of(self.family).equation)
 
     @staticmethod
     def of(key: str) -> Row:
-        """The row of a published name, or of ``family/combine``.
+        """The row of a published name, of ``family/combine``, or of an objective, which is its ``best`` one.
 
         Raises:
             InputError: For a name that is neither, with the nearest known ones.
@@ -134,13 +157,17 @@ class Row:
         if key in _PUBLISHED:
             return Row(key, *_PUBLISHED[key])
         family, _, combine = key.partition("/")
-        if family in FAMILIES and combine in COMBINES:
-            return Row(key, f"{FAMILIES[family].label}, {COMBINES[combine][0]}", family, combine)
-        near = difflib.get_close_matches(key, _PUBLISHED, n=1)
+        if family in NOT_IN_RECIPES:
+            family_of(family)  # says why not
+        if key in BY_NAME:
+            return Row(key, label_of(key), key, "best")
+        if family in (*FAMILIES, *BY_NAME) and combine in COMBINES:
+            return Row(key, f"{family_of(family).label}, {COMBINES[combine][0]}", family, combine)
+        near = difflib.get_close_matches(key, [*_PUBLISHED, *BY_NAME], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(
             f"there is no strategy {key!r}{hint}; known: {', '.join(_PUBLISHED)}; or family/combine with a family of "
-            f"{', '.join(FAMILIES)} and a combination of {', '.join(COMBINES)}"
+            f"{', '.join(FAMILIES)}, or an objective ({', '.join(BY_NAME)}), and a combination of {', '.join(COMBINES)}"
         )
 
 

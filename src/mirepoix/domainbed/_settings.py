@@ -6,12 +6,15 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mirepoix.domainbed._rows import FAMILIES, Row
+from mirepoix.domainbed._nodes import TaskName
+from mirepoix.domainbed._rows import FAMILIES, Row, family_of
 from mirepoix.domainbed._selection import Method
+from mirepoix.objectives._named import check_named
+from mirepoix.objectives._spaces import SMALL_DEFAULTS, draw_options
 from mirepoix.recipe import (
     Count,
     Data,
@@ -86,8 +89,12 @@ class Benchmark(Experiment):
     """Logits of fusing's coefficients are uniform between 0 and this."""
     objectives: Annotated[tuple[str, ...], Field(min_length=1)] = ("erm", "mixup", "coral")
     """Criteria that take turns in the soup of diverse objectives."""
+    objective_options: dict[str, dict[str, Any]] | None = None
+    """From the name of a criterion to options of its constructor, wherever it trains; they are never drawn."""
+    search_objectives: Flag = False
+    """Draw the options of every criterion for run 1 and later, as DomainBed's random search does."""
     sharpness_radius: Annotated[Number, Field(gt=0)] = 0.05
-    """``rho`` of SAM."""
+    """``rho`` of SAM, where ``objective_options`` does not say it and no random search draws it."""
     wise_points: Annotated[int, Field(strict=True, ge=2)] = 11
     """Coefficients tried between the fine-tuned weights and their start."""
     greedy_strict: Flag = False
@@ -127,10 +134,11 @@ class Benchmark(Experiment):
     @field_validator("objectives")
     @classmethod
     def _known_objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from mirepoix.domainbed._objectives import OBJECTIVES
-
-        if wrong := sorted(set(value) - set(OBJECTIVES)):
-            raise ValueError(f"expected some of {', '.join(OBJECTIVES)}, got {wrong[0]!r}")
+        for name in value:
+            try:
+                check_named(name, {})
+            except InputError as error:
+                raise ValueError(str(error).removeprefix("objective.name: ")) from None
         return value
 
     @model_validator(mode="after")
@@ -195,7 +203,7 @@ class Benchmark(Experiment):
 
     def collected(self) -> tuple[str, ...]:
         """What every training keeps: what the recipe says, and what its rows need."""
-        kept = {*self.keep, "best", *(FAMILIES[row.family].collect for row in self.rows())}
+        kept = {*self.keep, "best", *(family_of(row.family).collect for row in self.rows())}
         if "oracle" in self.selection:
             kept.add("last")
         if any(row.family == "robust" for row in self.rows()):
@@ -240,9 +248,34 @@ class Benchmark(Experiment):
         """Updates of the classifier alone after inter-training: the reference's code makes one more than it says."""
         return min(self.frozen_steps + (self.protocol == "reference"), self.base_run_on(label).steps)
 
+    def options_of(self, objective: str) -> dict[str, Any]:
+        """What the recipe says of a criterion, whatever the run."""
+        said = {"rho": self.sharpness_radius} if objective == "sam" else {}
+        return {**said, **(self.objective_options or {}).get(objective, {})}
+
+    def drawn_options(self, objective: str, h: int, task: TaskName) -> tuple[tuple[str, Any], ...]:
+        """What a random search draws of a criterion for run h; nothing without one, nor what the recipe says."""
+        if not self.search_objectives:
+            return ()
+        dataset = self.table(task.dataset).dataset
+        small = dataset in GENERATED or dataset.startswith("digits")
+        if h == 0:
+            drawn = dict(SMALL_DEFAULTS.get(objective, {})) if small else {}
+        else:
+            drawn = draw_options(objective, h, task.data_seed, small=small)
+        said = (self.objective_options or {}).get(objective, {})
+        return tuple((name, value) for name, value in drawn.items() if name not in said)
+
     def check_runs(self) -> None:
         """Try every configuration that the recipe can lead to."""
         super().check_runs()
+        for objective in self.objective_options or {}:
+            try:
+                check_named(objective, self.options_of(objective))
+            except InputError as error:
+                text = str(error).removeprefix("objective")
+                place = "" if text.startswith(".name") else f".{objective}"
+                raise InputError(f"objective_options{place}{text.removeprefix('.name')}") from None
         blame("auxiliary_run", lambda: self.auxiliary_run.over(self.base_run()))
         for kind, tables in (("datasets", self.datasets), ("auxiliaries", self.auxiliaries)):
             for table in tables:
@@ -256,7 +289,7 @@ class Benchmark(Experiment):
 
     def _check_along(self, row: Row, label: str) -> None:
         """Refuse an average along a run that would be the last weights and nothing else."""
-        run, collect = self.base_run_on(label), FAMILIES[row.family].collect
+        run, collect = self.base_run_on(label), family_of(row.family).collect
         if collect == "moving_average" and run.average_from > run.steps:
             raise InputError(
                 f"run.average_from: {row.key!r} averages from update {run.average_from} on, but a run on {label} has "

@@ -19,10 +19,10 @@ from mirepoix import __version__
 from mirepoix.checkpoints import fingerprint, write_atomically
 from mirepoix.data import Split, Task
 from mirepoix.domainbed._nodes import Interpolated, Node, Pretrained, TaskName, Trained, WithHead
-from mirepoix.domainbed._objectives import objective
 from mirepoix.domainbed._settings import GENERATED, Benchmark, Named
-from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_task
+from mirepoix.experiment import DIGITS_SIZE, Judge, Start, build_start, build_task, objective_for
 from mirepoix.heads import with_head
+from mirepoix.objectives import Objective
 from mirepoix.store import Store, StoredWeights, cached, key_of, result_key
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import Diverged, Weights
@@ -173,12 +173,17 @@ class Workbench:
         """What carries out a training."""
         return Trainer(
             self.start(node.task.dataset).network,
-            objective=objective(node.objective, sharpness_radius=self.benchmark.sharpness_radius),
+            objective=self.objective(node),
             loop=self.loop,
             keep=self.benchmark.collected(),
             watch_left_out=self.benchmark.protocol == "reference" and node.task.target is not None,
             **options,
         )
+
+    def objective(self, node: Trained) -> Objective:
+        """What a training minimises."""
+        options = {**self.benchmark.options_of(node.objective), **dict(node.options)}
+        return objective_for(self.start(node.task.dataset), self.split(node.task), node.objective, options)
 
     def weights(self, node: Node) -> Weights:
         """The weights of an expression, read from the store.

@@ -1,7 +1,8 @@
 """Numbers that say what to ship and why: accuracies, diversity, calibration, weights, and the verdict on them.
 
-Everything is computed from predictions and weights that are there; nothing is trained or forwarded. Accuracies are
-means over the domains of a side, and means over targets where there are several.
+Everything is computed from predictions and weights that are there; nothing is trained or forwarded, but for the
+invariance across source domains, which is measured before. Accuracies are means over the domains of a side, and means
+over targets where there are several.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mirepoix.diversity import (
 from mirepoix.ensembles import average_logits
 from mirepoix.evidence._figures import accuracy_against_members, gain_against_diversity
 from mirepoix.evidence._paired import Draws, draw_images
+from mirepoix.evidence._source_invariance import SourceInvariance
 from mirepoix.evidence._sources import Block, Source
 from mirepoix.evidence._verdict import LABELS, Measured, judged, verdict
 from mirepoix.landscape import bvcl
@@ -66,13 +68,16 @@ WORK = 2e9
 """Numbers read for the curves over subsets; with more samples and classes there are fewer subsets."""
 
 
-def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def explain(
+    source: Source, *, resamples: int = 1000, seed: int = 0, invariance: SourceInvariance | None = None
+) -> dict[str, Any]:
     """What to ship, whether to trust it, and the numbers behind both.
 
     Args:
         source: From `source_of_folder` or `source_of_files`.
         resamples: Draws of the intervals, which are over images.
         seed: Of the draws and of the choice of subsets.
+        invariance: From `source_invariance`, if it is to be part of it.
 
     Returns:
         Plain values, ready for JSON; accuracies are fractions:
@@ -85,7 +90,8 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
           ``low``, ``high``, ``seen``);
         - ``blocks``: for each target and data seed the same, and ``individuals`` (rows of the members),
           ``diversity``, ``curve``, ``gain``, ``calibration``, ``loss``, ``weights``, ``notes``;
-        - ``terms``: bias, variance, covariance and locality for each target with several data seeds.
+        - ``terms``: bias, variance, covariance and locality for each target with several data seeds;
+        - ``invariance``: as `SourceInvariance.to_dict` returns it, or ``None``.
 
     Raises:
         InputError: For weights that do not fit together or cannot be read.
@@ -122,6 +128,7 @@ def explain(source: Source, *, resamples: int = 1000, seed: int = 0) -> dict[str
         "total": _numbers(total, source.blocks),
         "blocks": blocks,
         "terms": terms,
+        "invariance": None if invariance is None else invariance.to_dict(),
     }
 
 

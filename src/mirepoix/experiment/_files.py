@@ -49,6 +49,7 @@ def keep(
     folder = quote(str(split.target), safe=" +,()")
     if len(recipe.data.seeds) > 1:
         folder += f"-seed-{split.data_seed}"
+    train = recipe.objective.train
     origin = {"target": split.target, "data_seed": split.data_seed, "mirepoix": __version__}
 
     members = [models[f"run-{number}"] for number in numbers]
@@ -57,7 +58,7 @@ def keep(
         path.parent.mkdir(parents=True, exist_ok=True)
         _link(member.path, path)
         write_json(
-            path.with_suffix(".json"), {**origin, "equation": "Train(theta_pt, D; c)", **member.record}
+            path.with_suffix(".json"), {**origin, "equation": f"{train}(theta_pt, D; c)", **member.record}
         )
 
     def ingredients(places: Sequence[int]) -> list[dict[str, Any]]:
@@ -65,11 +66,11 @@ def keep(
 
     m, share = len(members), recipe.evidence.wise
     made: dict[str, dict[str, Any]] = {
-        "wise": {"equation": f"{1 - share:g} Train(theta_pt, D; c) + {share:g} theta_pt"},
-        "moving_average": {"equation": "mean_t theta_t along Train(theta_pt, D; c)"},
-        "average": {"equation": f"1/{m} sum_i Train(theta_pt, D; c_i)", "members": ingredients(range(m))},
+        "wise": {"equation": f"{1 - share:g} {train}(theta_pt, D; c) + {share:g} theta_pt"},
+        "moving_average": {"equation": f"mean_t theta_t along {train}(theta_pt, D; c)"},
+        "average": {"equation": f"1/{m} sum_i {train}(theta_pt, D; c_i)", "members": ingredients(range(m))},
         "greedy": {
-            "equation": f"1/{len(kept)} sum_(i kept) Train(theta_pt, D; c_i)",
+            "equation": f"1/{len(kept)} sum_(i kept) {train}(theta_pt, D; c_i)",
             "members": ingredients(kept),
         },
     }

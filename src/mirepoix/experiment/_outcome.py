@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from mirepoix.ensembles import average_logits
 from mirepoix.experiment._evidence import look_into
 from mirepoix.experiment._files import keep
 from mirepoix.experiment._judge import Judge
+from mirepoix.experiment._objective import objective_for
 from mirepoix.experiment._start import Start
 from mirepoix.heads import linear_probe
 from mirepoix.predictions import Predictions
@@ -51,7 +52,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What all targets and data seeds of one recipe share."""
+    """What all targets and data seeds of one recipe share; the trainer minimises the empirical risk."""
 
     recipe: Recipe
     task: Task
@@ -63,7 +64,13 @@ class Job:
     device: torch.device
 
     def train(self, theta: Weights, task: Split, run: Run) -> Any:
-        """``Train(theta, D; c)``, never done twice."""
+        """``Train(theta, D; c)`` by the objective of the recipe, never done twice."""
+        table = self.recipe.objective
+        criterion = objective_for(self.start, task, table.name, table.options)
+        return cached(replace(self.trainer, objective=criterion), self.store)(theta, task, run)
+
+    def probe(self, theta: Weights, task: Split, run: Run) -> Any:
+        """The same by the empirical risk: recipes with other objectives share their probe."""
         return cached(self.trainer, self.store)(theta, task, run)
 
 
@@ -171,7 +178,7 @@ def _train(job: Job, split: Split, outcome: Outcome) -> tuple[Weights, list[int]
     if probe:
         job.progress.stage(f"{where}: linear probe", probe.steps)
         try:
-            start = linear_probe(job.train, start, split, probe)
+            start = linear_probe(job.probe, start, split, probe)
         except Diverged as diverged:
             raise InputError(
                 f"target {split.target!r}: the linear probe diverged: {diverged} Lower probe.learning_rate."

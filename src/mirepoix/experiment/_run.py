@@ -195,7 +195,7 @@ def _begin(out: Path, now: dict[str, Any]) -> None:
 
 def _deciding(job: dict[str, Any]) -> dict[str, Any]:
     """The part of a job's record that decides its results."""
-    recipe = dict(job.get("recipe", {}))
+    recipe = {"objective": {"name": "erm"}, **job.get("recipe", {})}  # older jobs name none
     idle = ("threads", "save_every", "device")
     recipe["loop"] = {key: value for key, value in recipe.get("loop", {}).items() if key not in idle}
     return {"recipe": recipe, "images": job.get("task", {}).get("digest")}

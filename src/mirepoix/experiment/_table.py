@@ -31,11 +31,11 @@ LABELS = {
 }
 
 
-def equations(share: float) -> dict[tuple[str, str], str]:
+def equations(share: float, train_name: str = "Train") -> dict[tuple[str, str], str]:
     """The equation of every row, printed by the strategies themselves."""
 
     def train(theta: str, task: str, run: Run) -> str:
-        text = f"Train({theta}, {task}; c_i)"
+        text = f"{train_name}({theta}, {task}; c_i)"
         return f"mean_t theta_t along {text}" if run.collect == "moving_average" else text
 
     def combined(prefix: str) -> Callable[[Any], str]:
@@ -65,7 +65,7 @@ def build_report(
     recipe: Recipe, task: Task, start: Start, outcomes: Sequence[Outcome], targets: Sequence[str]
 ) -> dict[str, Any]:
     """Everything the page shows, as plain values; the same outcomes give the same values."""
-    printed = equations(recipe.evidence.wise)
+    printed = equations(recipe.evidence.wise, recipe.objective.train)
     kinds = list(LABELS)
 
     def cell(kind: tuple[str, str], chosen: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def build_report(
         "name": recipe.name,
         "title": recipe.title,
         "source": recipe.source,
-        "equation": f"theta = 1/{members} sum_i Train(theta_pt, D; c_i)",
+        "equation": f"theta = 1/{members} sum_i {recipe.objective.train}(theta_pt, D; c_i)",
         "task": {
             "name": task.name,
             "classes": list(task.classes),
@@ -146,6 +146,7 @@ def build_report(
         "network": start.network.name,
         "protocol": {
             "members": recipe.members,
+            "objective": _objective(recipe),
             "steps": base.steps,
             "probe_steps": probe.steps if probe else 0,
             "data_seeds": list(recipe.data.seeds),
@@ -176,6 +177,12 @@ def _moments(per_seed: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         values[f"{part}_accuracy"] = mean
         values[f"{part}_standard_error"] = deviation / math.sqrt(n) if n > 1 else None
     return values
+
+
+def _objective(recipe: Recipe) -> str:
+    """Its name, and the options that the recipe sets."""
+    options = [f"{name} = {value}" for name, value in recipe.objective.options.items()]
+    return ", ".join([recipe.objective.name, *options])
 
 
 def _batch_norm(start: Start) -> str:

@@ -91,7 +91,7 @@ class DomainCurvature:
 
 @dataclass(frozen=True)
 class PairDistance:
-    """Two domains at given weights: squared distances, over all weights.
+    """Two domains at given weights: squared distances, over all weights that are measured.
 
     Attributes:
         gradient_variance: Between the gradient variances.

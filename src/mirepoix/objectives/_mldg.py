@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from mirepoix.objectives._joint import single
 from mirepoix.objectives._objective import Objective
+from mirepoix.objectives._put_back import put_back
 from mirepoix.types import Batch, InputError
 
 __all__ = ["MLDG"]
@@ -107,7 +107,7 @@ class MLDG(Objective):
         values = [(tensor, tensor.detach().clone()) for tensor in (*parameters, *model.buffers())]
         for one, other in self._pairs(batches):
             samples = min(len(one.labels), len(other.labels))
-            with _put_back(values):
+            with put_back(values):
                 for place, (batch, weight) in enumerate(((one, 1.0), (other, self.mldg_beta))):
                     risk = _risk(model, batch, samples)
                     scaled = risk if scaler is None else scaler.scale(risk)
@@ -166,15 +166,3 @@ def _inner_step(
         optimizer.state = state
     # Autocast remembers its half-precision copies of the weights: the next pass would see the old ones.
     torch.clear_autocast_cache()
-
-
-@contextmanager
-def _put_back(values: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Tensors as they were, bit for bit, also after an error."""
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
-        torch.clear_autocast_cache()

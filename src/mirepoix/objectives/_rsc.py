@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirepoix.objectives._classifier import classifier_of
 from mirepoix.objectives._joint import single
 from mirepoix.objectives._objective import Objective
 from mirepoix.types import Batch, InputError
@@ -76,12 +77,7 @@ class RSC(Objective):
 
     def forward(self, model: nn.Module, batches: Sequence[Batch]) -> Tensor:
         """The mean cross-entropy of the joint batch with muted features, a scalar in nats."""
-        classifier = getattr(model, "classifier", None)
-        if not isinstance(classifier, nn.Module):
-            raise InputError(
-                f"RSC needs a model with a module `classifier` that makes logits of features, got a "
-                f"{type(model).__name__} without one; `mirepoix.models.Network` has one."
-            )
+        classifier = classifier_of("RSC", model)
         features = model(torch.cat([batch.images for batch in batches])).features
         labels = torch.cat([batch.labels for batch in batches])
         mask = self._mask(classifier, features.detach(), labels)

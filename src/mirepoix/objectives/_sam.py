@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mirepoix.objectives._erm import ERM
 from mirepoix.objectives._objective import Objective
-from mirepoix.types import Batch, InputError
+from mirepoix.types import Batch, InputError, Outputs
 
 __all__ = ["SAM"]
 
@@ -72,6 +72,10 @@ class SAM(Objective):
         """The wrapped objective at the weights as they are, without a perturbation."""
         loss: Tensor = self.objective(model, batches)
         return loss
+
+    def predict(self, model: nn.Module, images: Tensor) -> Outputs:
+        """What the wrapped objective predicts."""
+        return self.objective.predict(model, images)
 
     def step(
         self,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirepoix.report._explanation_figures import DETAILED, Shown, shown_figures
+from mirepoix.report._explanation_invariance import Invariance, invariance_of
 from mirepoix.report._figure_files import write_figures
 from mirepoix.report._html import page_template
 from mirepoix.report._numbers import NOT_AVAILABLE, amount, cleaned, finite, percent, points, ratio
@@ -80,6 +81,19 @@ GLOSSARY = (
         "mends most of it and changes no prediction.",
         "calibration|confidence|temperature",
     ),
+    ("Source domain", "A domain whose images trained the members.", "source domain"),
+    (
+        "Gradient variance",
+        "How much the gradients of single images differ, weight by weight. Where labels are fitted and not learnt by "
+        "heart it is close to the curvature.",
+        "gradient variance",
+    ),
+    (
+        "Curvature",
+        "How fast the loss rises when one weight moves: the diagonal of the Hessian. Domains with other curvatures ask "
+        "for other weights.",
+        "curvatures?",
+    ),
 )
 
 LIMITS = (
@@ -119,6 +133,7 @@ class _Page:
     member: str
     table: Table
     targets: Table
+    invariance: Invariance | None
     measured: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
     details: tuple[_Detail, ...]
@@ -181,15 +196,17 @@ def _html(content: Mapping[str, Any], figures: Sequence[Shown]) -> str:
         for figure in figures
     ]
     first = next((item for item in shown if item["name"] == "differences"), None)
-    why = [item for item in shown if not item["block"] and item is not first]
+    invariant = next((item for item in shown if item["name"] == "invariance"), None)
+    why = [item for item in shown if not item["block"] and item is not first and item is not invariant]
     details = [item for item in shown if item["block"]]
     page = _page(content, details)
-    _, _, body = template.render(page=page, first=first, why=why).partition("<body>")
+    found = {"first": first, "why": why, "invariant": invariant}
+    _, _, body = template.render(page=page, **found).partition("<body>")
     words = re.sub(r"<[^>]+>", " ", body).lower()
     page = replace(
         page, glossary=tuple((term, text) for term, text, used in GLOSSARY if re.search(used, words))
     )
-    head, body, text = template.render(page=page, first=first, why=why).partition("<body>")
+    head, body, text = template.render(page=page, **found).partition("<body>")
     return head + body + text.replace(" % ", "\u00a0% ")  # no line ends before a percent sign
 
 
@@ -225,6 +242,7 @@ def _page(content: Mapping[str, Any], figures: Sequence[dict[str, Any]]) -> _Pag
         compared=f"{compared}.",
         table=_compared(total, verdict["ship"]),
         targets=_targets(blocks, verdict["ship"]) if len(blocks) > 1 else table_of((), ()),
+        invariance=invariance_of(content),
         measured=_how(content),
         facts=tuple((str(name), str(value)) for name, value in content["facts"]),
         details=tuple(
@@ -372,6 +390,16 @@ def _how(content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if calibration.get("temperature") is not None:
         found.append(
             ("Temperature", f"{calibration['temperature']:.2f}, fitted on ID validation for what is shipped.")
+        )
+    invariance = content.get("invariance")
+    if invariance:
+        found.append(
+            (
+                "Invariance",
+                f"Of the classifier alone, on {invariance['images']}; exact. Distances are squared, and means over "
+                "pairs of domains. By chance: the same after shuffling the images among the domains, the mean of "
+                f"{invariance['shuffles']} shuffles; seen: no shuffle came as far.",
+            )
         )
     return tuple(found)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mirepoix.report._explanation_invariance import draw_invariance
 from mirepoix.report._figure_files import Drawn
 from mirepoix.report._figures import COLORS, Plot
 from mirepoix.report._measure_figures import draw_heatmap, draw_scatter
@@ -68,6 +69,7 @@ def shown_figures(content: Mapping[str, Any]) -> list[Shown]:
         _weights(content),
         _losses(content),
         *(_terms(terms, k) for k, terms in enumerate(content["terms"])),
+        _invariance(content),
     ]
     if len(blocks) <= DETAILED:
         for number, block in enumerate(blocks):
@@ -645,6 +647,11 @@ def _terms(terms: Mapping[str, Any], number: int) -> Shown | None:
         f"What the error on {_short(str(terms['target']), 24)} is made of",
         reading,
     )
+
+
+def _invariance(content: Mapping[str, Any]) -> Shown | None:
+    found = draw_invariance(content)
+    return None if found is None else Shown(found[0], "Further apart than chance?", found[1])
 
 
 def _errors(block: Mapping[str, Any], number: int) -> Shown | None:

@@ -76,10 +76,13 @@ class Fit:
     Attributes:
         weights: From the name of a collector (``best``, ``last``, ``moving_average``) to its weights.
         record: How it went: checks, best step, seconds, device.
+        objective: The criterion as it was after the last step, in evaluation mode. A few predict with parts of their
+            own that are not among the weights: see `Objective.predict`.
     """
 
     weights: Mapping[str, Weights]
     record: dict[str, Any]
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ class _Fitting:
                     "threshold": collector.threshold,
                     "ended": collector.ended,
                 }
-        return Fit(weights, record)
+        return Fit(weights, record, self.objective.eval())
 
     def batches(self, step: int) -> list[Batch]:
         run = self.run

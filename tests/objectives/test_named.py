@@ -1,0 +1,166 @@
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from tests.tiny import tiny_network
+
+from mirepoix import objectives
+from mirepoix.models import NetworkSpec
+from mirepoix.objectives import CORAL, ERM, NOT_IN_RECIPES, OBJECTIVES, Objective, objective
+from mirepoix.objectives._named import check_named, label_of, model_facts, option_names
+from mirepoix.training import Trainer
+from mirepoix.types import Batch, InputError
+
+FACTS = {"features": 16, "classes": 3, "domains": 2, "channels": 1}
+"""Of the network below."""
+
+CLASSES = [getattr(objectives, name) for name in objectives.__all__]
+CRITERIA = {
+    each
+    for each in CLASSES
+    if isinstance(each, type) and issubclass(each, Objective) and each is not Objective
+}
+
+
+def network():
+    return NetworkSpec(name="mnist_cnn", width=8, classes=3, channels=1).build()
+
+
+def batches():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(6) % 3
+    return [Batch(torch.randn(6, 1, 8, 8, generator=random), labels, torch.zeros(6).long()) for _ in range(2)]
+
+
+def test_every_public_criterion_has_one_name():
+    names = Counter(OBJECTIVES.values())
+    assert names == dict.fromkeys(CRITERIA, 1)
+
+
+def test_names_are_those_of_public_classes():
+    assert all(issubclass(OBJECTIVES[name], Objective) for name in OBJECTIVES)
+    assert len(set(OBJECTIVES.values())) == len(OBJECTIVES) == len(list(OBJECTIVES))
+    assert "erm" in OBJECTIVES
+    assert "ERM" not in OBJECTIVES
+    assert {name: label_of(name) for name in OBJECTIVES} == {
+        name: criterion.__name__ for name, criterion in OBJECTIVES.items()
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in NOT_IN_RECIPES])
+def test_each_is_made_from_what_can_be_known_and_makes_an_update(name):
+    model = network()
+    made = objective(name, featurizer=model.featurizer, **FACTS)
+    assert type(made) is OBJECTIVES[name]
+    parameters = [*model.parameters(), *made.trained_with_network()]
+    before = model.classifier.weight.detach().clone()
+    torch.default_generator.manual_seed(0)
+    logged = [made.step(model, batches(), torch.optim.Adam(parameters, 1e-3))["loss"] for _ in range(2)]
+    assert all(loss.isfinite() for loss in logged)
+    assert not torch.equal(model.classifier.weight, before)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "sam"])  # predicts as what it wraps
+def test_what_changes_predictions_is_in_no_recipe_and_the_rest_is(name):
+    own = OBJECTIVES[name].predict is not Objective.predict
+    assert own == (name in NOT_IN_RECIPES)
+    if own:
+        with pytest.raises(InputError, match=rf"objective.name: no recipe can name '{name}': .*In Python"):
+            check_named(name, {})
+        assert type(objective(name, **FACTS)) is OBJECTIVES[name]  # in Python it is there
+    else:
+        check_named(name, {})
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_facts_and_options_are_the_whole_constructor(name):
+    assert set(model_facts(name)) <= {*FACTS, "featurizer"}
+    assert not set(model_facts(name)) & set(option_names(name))
+
+
+def test_options_reach_the_constructor():
+    made = objective("fishr", domains=3, lambda_=5.0, layers=["classifier"])
+    assert made.configuration()["lambda_"] == 5.0
+    assert made.configuration()["domains"] == 3
+    assert made.configuration()["layers"] == ["classifier"]
+
+
+def test_a_criterion_takes_only_the_facts_it_knows():
+    assert isinstance(objective("erm", features=3, classes=2, domains=4, channels=1), ERM)
+    assert objective("cad").configuration()["features"] is None  # it may know them, and need not
+    assert objective("cad", features=9).configuration()["features"] == 9
+
+
+def test_a_fact_that_is_missing_is_asked_for():
+    with pytest.raises(InputError, match="fishr must know the number of source domains; give domains="):
+        objective("fishr", features=3)
+
+
+def test_a_second_featurizer_is_a_copy_of_what_is_given():
+    model = network()
+    for given in (model.featurizer, lambda: model.featurizer):
+        made = objective("adrmx", featurizer=given, **FACTS)
+        values = {id(value) for value in model.parameters()}
+        assert not values & {id(value) for value in made.parameters()}
+        theta = model.featurizer.state_dict()
+        assert all(torch.equal(value, theta[key]) for key, value in made.featurizer.state_dict().items())
+
+
+def test_sam_wraps_a_name_or_a_table():
+    assert type(objective("sam").objective) is ERM
+    assert type(objective("sam", objective="coral").objective) is CORAL
+    made = objective("sam", domains=3, rho=0.1, objective={"name": "group_dro", "groupdro_eta": 0.5})
+    assert made.configuration()["objective"]["groupdro_eta"] == 0.5
+    assert made.rho == 0.1
+    assert objective("sam", objective=CORAL(mmd_gamma=3.0)).objective.mmd_gamma == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "fisher",
+            {},
+            r"objective.name: there is no objective 'fisher' \(did you mean 'fishr'\?\); known: erm,",
+        ),
+        ("zzz", {}, r"objective.name: there is no objective 'zzz'; known: "),
+        ("ERM", {}, r"did you mean 'erm'\?"),
+        ("fishr", {"lamda": 1}, r"objective.lamda: fishr has no such option \(did you mean 'lambda_'\?\)"),
+        ("fishr", {"zzz": 1}, "objective.zzz: .*; its options are lambda_, penalty_anneal_iters, ema, "),
+        ("erm", {"rho": 1}, "objective.rho: erm has no such option; it takes none"),
+        ("fishr", {"lambda_": "1"}, "objective.lambda_: input should be a valid number, got '1'"),
+        ("fishr", {"lambda_": True}, "objective.lambda_: input should be a valid number, got True"),
+        ("fishr", {"penalty_anneal_iters": 1.5}, "objective.penalty_anneal_iters: .*integer, got 1.5"),
+        ("cad", {"is_flipped": "no"}, "objective.is_flipped: .*boolean, got 'no'"),
+        ("irm", {"irm_estimate": "x"}, "objective.irm_estimate: .*'product' or 'square', got 'x'"),
+        ("fishr", {"lambda_": -1.0}, "objective: Fishr needs a finite lambda_ of 0 or more, got -1"),
+        (
+            "fishr",
+            {"domains": 3},
+            "objective.domains: the number of source domains comes from .*leave it out",
+        ),
+        ("sam", {"objective": 3}, "objective.objective: .*got 3"),
+        ("sam", {"objective": "fish"}, "objective: SAM cannot wrap Fish"),
+        ("sam", {"objective": "urm"}, "objective.name: no recipe can name 'urm'"),
+        ("sam", {"objective": {"nme": "erm"}}, "objective.objective: expected the name of an objective"),
+        ("sam", {"objective": {"name": "sd", "x": 1}}, "objective.x: sd has no such option"),
+    ],
+)
+def test_a_mistake_names_the_key_what_was_expected_and_what_came(name, options, message):
+    with pytest.raises(InputError, match=message):
+        check_named(name, options)
+
+
+def test_by_name_or_by_class_a_training_is_the_same():
+    for name, made in (("erm", ERM()), ("coral", CORAL()), ("sam", objectives.SAM())):
+        by_class = Trainer(tiny_network(), objective=made)
+        by_name = dataclasses.replace(by_class, objective=objective(name))
+        assert by_name.made_of() == by_class.made_of()
+    assert by_name.made_of() != Trainer(tiny_network()).made_of()
+
+
+def test_the_risk_has_the_identity_that_it_always_had():
+    made_of = Trainer(tiny_network(), objective=objective("erm")).made_of()
+    assert set(made_of["objective"]) == {"name", "state"}
+    assert made_of["objective"]["name"] == "mirepoix.objectives._erm.ERM"
