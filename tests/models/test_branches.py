@@ -179,6 +179,12 @@ def test_errors_say_what_there_is():
         branch_weights([{}, {}], theta)
 
 
+def test_members_of_a_network_of_several_inputs_are_no_networks():
+    theta = NetworkSpec(name="mnist_cnn", classes=3, width=8, inputs=2).build().state_dict()
+    with pytest.raises(InputError, match="share its core and are no networks"):
+        member_weights(theta, 0)
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

@@ -88,6 +88,7 @@ def in_plain(name, network):
     return name.replace("classifier.0.", "classifier.")
 
 
+@pytest.mark.parametrize("name", SIZES)
 def test_the_sum_of_encoders_is_one_convolution_of_more_channels(name):
     network = of(name, 3).build().eval()
     encoders = network.featurizer.encoders
@@ -230,9 +231,16 @@ def test_backbones_of_timm_have_their_first_convolution_replaced(name):
 
 
 def test_the_spec_is_kept_in_a_record():
+    """A record of a plain network is what it was before there were several members."""
+    fields = {"members", "split_at", "inputs"}
+    for spec, kept in (
+        (of("wrn28_1", 3), {"inputs"}),
+        (NetworkSpec(name="wrn28_1", classes=4, members=2, split_at="layer3"), {"members", "split_at"}),
+        (of("wrn28_1", 1), set()),
+    ):
+        assert fields & set(spec.to_dict()) == kept
+        assert NetworkSpec(**spec.to_dict()) == spec
     spec = of("wrn28_1", 3)
-    assert spec.to_dict()["inputs"] == 3
-    assert NetworkSpec(**spec.to_dict()) == spec
     assert spec.one_member() == of("wrn28_1", 1)
 
 

@@ -58,11 +58,11 @@ def convolved(weight, image):
 
 
 def logits(theta, images, mask):
-    """Of all members, for one sample: images and masks of each member; tanh, a bias, the mean, the classifiers."""
+    """Of all members, for one sample: images and masks of each member; tanh, the mean, two layers."""
     members = len(images)
     filters = len(theta["featurizer.encoders.0.weight"])
     size = (images[0].shape[1], images[0].shape[2])
-    features = []
+    means = []
     for f in range(filters):
         maps = [convolved(theta[f"featurizer.encoders.{m}.weight"][f], images[m]) for m in range(members)]
         values = []
@@ -70,7 +70,9 @@ def logits(theta, images, mask):
             for column in range(size[1]):
                 whole = sum(members * mask[m][row][column] * maps[m][row][column] for m in range(members))
                 values.append(torch.tanh(whole))
-        features.append(mean(values) * theta["featurizer.core.scale.weight"][f, f])
+        means.append(mean(values))
+    scale = theta["featurizer.core.scale.weight"]
+    features = [sum(w * x for w, x in zip(row, means, strict=True)) for row in scale]
     found = []
     for m in range(members):
         weight, bias = theta[f"classifier.{m}.weight"], theta[f"classifier.{m}.bias"]

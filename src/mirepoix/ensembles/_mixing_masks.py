@@ -32,7 +32,7 @@ def drawn_coefficients(
     Returns:
         In double precision: with a small alpha, many draws lie next to 0 or 1.
     """
-    if alpha <= 0:
+    if alpha <= 0 or members == 1:
         return torch.full((members, samples), 1 / members, dtype=torch.float64)
     concentration = torch.full((samples, members), alpha, dtype=torch.float64)
     return torch.distributions.Dirichlet(concentration).sample().T.contiguous()
@@ -51,7 +51,7 @@ def drawn_orders(
     """
     count = samples * repetition
     places = torch.randperm(count)
-    # As in the release the number of the others is rounded down; but 10 * (1 - 0.9) is 1.
+    # The number of the others is rounded down, but 10 * (1 - 0.9) is 1.
     own = int(round(count * (1 - input_repetition), 6))
     orders = [torch.cat([places[:own][torch.randperm(own)], places[own:]]) for _ in range(members)]
     return torch.stack(orders) % samples
@@ -81,7 +81,8 @@ def box(edges: Int[Tensor, "samples 4"], size: tuple[int, int]) -> Bool[Tensor, 
     rows, columns = (torch.arange(side, device=edges.device) for side in size)
     top, bottom, left, right = edges.T[..., None]  # (samples, 1)
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
-    return inside[:, None]
+    result: Tensor = inside[:, None]
+    return result
 
 
 def linear_masks(

@@ -134,17 +134,14 @@ class MixMo(JointObjective, Scheduled):
         members, samples = masks.shape[:2]
         size = (images.shape[2], images.shape[3])
         chosen = torch.rand(members, samples, dtype=torch.float64) < self.cutmix_probability
-        area = (
-            torch.rand(members, samples, dtype=torch.float64) * chosen
-        )  # of a box with sides of 0, nothing is left
+        area = torch.rand(members, samples, dtype=torch.float64) * chosen  # others get an empty box
         edges = [corners(of_member, _drawn_centres(samples, size), size) for of_member in area]
         partners = torch.randint(len(images), (members, samples)).to(images.device)
         chosen = chosen.to(images.device)
         pasted, shares = [], []
         for place, own in enumerate(inputs):
-            kept = 1 - box(edges[place].to(images.device), size).to(
-                masks.dtype
-            )  # (samples, 1, height, width)
+            inside = box(edges[place].to(images.device), size)  # (samples, 1, height, width)
+            kept = 1 - inside.to(masks.dtype)
             shown = F.adaptive_avg_pool2d(kept, (masks.shape[3], masks.shape[4]))
             share = (shown * masks[place]).mean((1, 2, 3)) / (masks[place].mean((1, 2, 3)) + 1e-8)
             swapped = chosen[place] & (share < 0.5)
@@ -290,10 +287,11 @@ class CutMixMo(MixMo):
     It gains most in wide networks, and needs more epochs than one network does. Members that begin as copies (of a
     pre-trained file) have encoders that only their classifiers and images tell apart.
 
-    A network of one input is `mirepoix.objectives.ERM` in random order. A batch of one image shows it to all members. A
-    missing class needs no special case. Coefficients, masks and losses are in single precision at least, also under
-    autocast. All draws are from torch's global generator of the processor, whatever the device, which the trainer seeds
-    for every step. `SAM` cannot wrap it, as it makes its own step.
+    A `MultiInputNetwork` of one input is trained as by `mirepoix.objectives.ERM`, in random order; a plain network is
+    refused. A batch of one image shows it to all members. A missing class needs no special case. Coefficients, masks
+    and losses are in single precision at least, also under autocast. All draws are from torch's global generator of the
+    processor, whatever the device, which the trainer seeds for every step. `SAM` cannot wrap it, as it makes its own
+    step.
 
     Logged: ``nll``, the sum over members of their mean cross-entropies, without weights.
 
@@ -338,7 +336,7 @@ def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.view_as(labels)
 
 
-def _number(owner: str, name: str, value: float, lowest: float, highest: float) -> float:
+def _number(owner: str, name: str, value: int | float, lowest: int | float, highest: int | float) -> float:
     """A finite number in a range, both ends included."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not lowest <= value <= highest:

@@ -14,7 +14,7 @@ from mirepoix.types import InputError, Outputs, Weights
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["BranchNetwork", "branch_weights", "cut", "member_weights"]
+__all__ = ["BranchNetwork", "WholeModules", "branch_weights", "cut", "member_weights"]
 
 
 class BranchNetwork(Network):
@@ -94,7 +94,7 @@ class _Members(nn.Module):
         return torch.stack([member(*shared) for member in self.members])  # (members, samples, features)
 
 
-class _Tracer(fx.Tracer):
+class WholeModules(fx.Tracer):
     """Sees every module as a whole, but for those that the split goes through."""
 
     def __init__(self, split_at: str) -> None:
@@ -123,7 +123,7 @@ def cut(network: nn.Module, split_at: str) -> tuple[nn.Module, nn.Module]:
             f"got {split_at!r}."
         )
     try:
-        graph = _Tracer(split_at).trace(network)
+        graph = WholeModules(split_at).trace(network)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise InputError(
             f"split_at: {type(network).__name__} cannot be cut at {split_at!r}, as its forward decides by values "
@@ -158,6 +158,11 @@ def member_weights(theta: Weights, member: int) -> dict[str, Tensor]:
     Raises:
         InputError: If there is no such member.
     """
+    if any(name.startswith("featurizer.encoders.") for name in theta):
+        raise InputError(
+            "member_weights: the members of a network of several inputs share its core and are no networks of their "
+            "own; average its logits."
+        )
     count = len({name.split(".")[1] for name in theta if name.startswith("classifier.")})
     if not 0 <= member < count or f"classifier.{member}.weight" not in theta:
         raise InputError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from mirepoix.models._branches import _Tracer
+from mirepoix.models._branches import WholeModules
 from mirepoix.models._network import Network
 from mirepoix.types import InputError, Outputs, Weights
 
@@ -117,9 +117,8 @@ class MultiInputNetwork(Network):
 
     def mask_size(self, images: Float[Tensor, "samples channels height width"]) -> tuple[int, int]:
         """Rows and columns of a mask for such images: those of what an encoder returns."""
-        with torch.no_grad():
-            encoded = self.featurizer.encoders[0](images[:1])
-        rows, columns = encoded.shape[-2:]
+        # Not under no_grad: autocast of older torch would then keep weights without a gradient for the whole step.
+        rows, columns = self.featurizer.encoders[0](images[:1]).shape[-2:]
         return int(rows), int(columns)
 
     def _classified(self, features: Tensor) -> Outputs:
@@ -173,7 +172,7 @@ def _without_first_convolution(network: nn.Module) -> tuple[str, nn.Module]:
     if not name:
         raise InputError(f"{refused}{'which is one' if name == '' else 'which has none'}.")
     try:
-        nodes = list(_Tracer(name).trace(network).nodes)
+        nodes = list(WholeModules(name).trace(network).nodes)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise InputError(
             f"inputs: {kind} cannot be taken apart after {name!r}, as its forward decides by values ({error})."

@@ -134,8 +134,16 @@ class NetworkSpec:
             return self.build()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for a record."""
-        return dataclasses.asdict(self)
+        """The fields as plain values, for a record; those of several members only where there are some.
+
+        Results are looked up by these values, so a plain network keeps those that it had before there were members.
+        """
+        one = {"members": 1, "split_at": None, "inputs": 1}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in one or value != one[name]
+        }
 
     def one_member(self) -> NetworkSpec:
         """The network of one member alone."""
