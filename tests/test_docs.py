@@ -415,6 +415,15 @@ def test_every_objective_is_in_the_table_and_no_other():
     assert {code_of(row[0]) for row in rows} == criteria - {"Objective"}
 
 
+def test_every_ensemble_trained_together_is_in_the_table_and_no_other():
+    from mirepoix import ensembles
+
+    rows = table_rows("docs/ensembles.md", "Ensemble")
+    public = [getattr(ensembles, name) for name in ensembles.__all__]
+    joint = {x.__name__ for x in public if isinstance(x, type) and issubclass(x, ensembles.JointObjective)}
+    assert {code_of(row[0]) for row in rows} == joint - {"JointObjective", "MixMo"}
+
+
 def test_every_name_of_an_objective_is_in_the_table_and_no_other():
     rows = {code_of(row[0]): code_of(row[1]) for row in table_rows("docs/objectives.md", "Name")}
     assert rows == {name: criterion.__name__ for name, criterion in objectives.OBJECTIVES.items()}

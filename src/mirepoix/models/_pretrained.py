@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirepoix.checkpoints import open_weights
+from mirepoix.models._branches import branch_weights
+from mirepoix.models._multi_input import MultiInputNetwork, first_convolution, multi_input_weights
 from mirepoix.models._spec import NetworkSpec, timm_config
 from mirepoix.types import InputError
 
@@ -60,7 +62,9 @@ def load_pretrained(
     counters (old files have none) are 0.
 
     Args:
-        spec: The network.
+        spec: The network. Of several members, all begin with the featurizer of the file, each with its own classifier.
+            Of several inputs, each encoder gets the first convolution of the file divided by their number, so that the
+            network computes the features of the file when all see the same image.
         path_or_weights: A file that `open_weights` opens, or weights.
         seed: Of the new classifier.
         keep_classifier: Take the classifier of the file too, instead of a new one.
@@ -73,6 +77,15 @@ def load_pretrained(
         source, weights = "the weights given", path_or_weights
     else:
         source, weights = str(path_or_weights), open_weights(path_or_weights, allow_torch_load=True)
+    if spec != spec.one_member():
+        one = load_pretrained(spec.one_member(), weights, seed=seed, keep_classifier=keep_classifier)
+        network = spec.build(seed=seed)
+        whole = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+        if isinstance(network, MultiInputNetwork):
+            filled = multi_input_weights(one, network)
+        else:
+            filled = branch_weights([one] * spec.members, whole)
+        return filled if keep_classifier else {**filled, **_classifiers(whole)}
     network = spec.build(seed=seed)
     theta = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     found = _our_names(spec, weights)
@@ -84,13 +97,17 @@ def load_pretrained(
         if keep_classifier or name.startswith("featurizer.")
     }
     tensors = {name: _tensor(weights[key]) for name, key in found.items()}
-    first = _first_convolution(network.featurizer)
+    first = f"featurizer.{first_convolution(network.featurizer)}.weight"
     if first in tensors and tensors[first].ndim == 4 and tensors[first].shape[1] == 3 != spec.channels:
         tensors[first] = tensors[first][:, [i % 3 for i in range(spec.channels)]]
     _check(source, found, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected)
     for name, tensor in tensors.items():
         theta[name] = tensor.to(theta[name].dtype, copy=True).contiguous()
     return theta
+
+
+def _classifiers(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in theta.items() if name.startswith("classifier.")}
 
 
 def _our_names(spec: NetworkSpec, weights: Mapping[str, Any]) -> dict[str, str]:
@@ -114,13 +131,6 @@ def _classifier_names(spec: NetworkSpec) -> tuple[str, ...]:
         return ("linear", "fc", "classifier")
     names = timm_config(spec.name).classifier or ()
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _first_convolution(featurizer: nn.Module) -> str:
-    for name, module in featurizer.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return f"featurizer.{name}.weight"
-    return ""
 
 
 def _tensor(value: Any) -> Tensor:

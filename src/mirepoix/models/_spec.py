@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirepoix.models._branches import BranchNetwork
 from mirepoix.models._cifar_resnet import CifarResNet
 from mirepoix.models._mnist_cnn import GROUPS, MnistCNN
+from mirepoix.models._multi_input import MultiInputNetwork
 from mirepoix.models._network import Network
 from mirepoix.models._wide_resnet import WideResNet28
 from mirepoix.seeds import generator
@@ -42,6 +44,10 @@ class NetworkSpec:
             published tables of domain generalization; scale and shift are trained either way.
         pretrained: Of ``timm:`` networks alone: start from the weights that belong to the name, fetched from
             the model hub.
+        members: How many networks are trained as one (`BranchNetwork`).
+        split_at: What the members do not share begins at this module of the featurizer, such as ``layer3``, or at
+            ``last_stage``; by default they share nothing.
+        inputs: How many members share all but their first convolution and their classifier (`MultiInputNetwork`).
     """
 
     name: str
@@ -50,6 +56,9 @@ class NetworkSpec:
     width: int | None = None
     frozen_batch_norm: bool = True
     pretrained: bool = False
+    members: int = 1
+    split_at: str | None = None
+    inputs: int = 1
 
     def __post_init__(self) -> None:
         def expect(ok: bool, field: str, expected: str) -> None:
@@ -60,6 +69,14 @@ class NetworkSpec:
         expect(known or bool(WIDE.fullmatch(self.name) or TIMM.fullmatch(self.name)), "name", NAMES)
         expect(self.classes >= 1, "classes", "at least 1 class")
         expect(self.channels >= 1, "channels", "at least 1 channel")
+        expect(self.members >= 1, "members", "at least 1 member")
+        expect(self.inputs >= 1, "inputs", "at least 1 input")
+        if self.inputs > 1 and (self.members > 1 or self.split_at is not None):
+            raise InputError(
+                f"network.inputs: expected 1 beside members or split_at, got inputs={self.inputs}, "
+                f"members={self.members} and split_at={self.split_at!r}; members share either all but their first "
+                "convolution and classifier (inputs), or a trunk or nothing (members)."
+            )
         if self.name == "mnist_cnn":
             width = self.width
             expect(width is None or (width > 0 and width % GROUPS == 0), "width", f"a multiple of {GROUPS}")
@@ -82,12 +99,31 @@ class NetworkSpec:
             InputError: If timm does not know the model.
         """
         with _seeded("featurizer", seed):
-            featurizer, feature_size = self._featurizer()
+            count = max(self.members, self.inputs)
+            featurizers, sizes = zip(*(self._featurizer() for _ in range(count)), strict=True)
         with _seeded("classifier", seed):
-            return Network(
-                featurizer,
-                feature_size,
+            if self.inputs > 1:
+                return MultiInputNetwork(
+                    featurizers,
+                    sizes[0],
+                    self.classes,
+                    dropout=dropout,
+                    frozen_batch_norm=self.frozen_batch_norm,
+                )
+            if self.members == 1 and self.split_at is None:
+                return Network(
+                    featurizers[0],
+                    sizes[0],
+                    self.classes,
+                    dropout=dropout,
+                    frozen_batch_norm=self.frozen_batch_norm,
+                )
+            split_at = self._last_stage(featurizers[0]) if self.split_at == "last_stage" else self.split_at
+            return BranchNetwork(
+                featurizers,
+                sizes[0],
                 self.classes,
+                split_at=split_at,
                 dropout=dropout,
                 frozen_batch_norm=self.frozen_batch_norm,
             )
@@ -98,8 +134,25 @@ class NetworkSpec:
             return self.build()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for a record."""
-        return dataclasses.asdict(self)
+        """The fields as plain values, for a record; those of several members only where there are some.
+
+        Results are looked up by these values, so a plain network keeps those that it had before there were members.
+        """
+        one = {"members": 1, "split_at": None, "inputs": 1}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in one or value != one[name]
+        }
+
+    def one_member(self) -> NetworkSpec:
+        """The network of one member alone."""
+        return dataclasses.replace(self, members=1, split_at=None, inputs=1)
+
+    def _last_stage(self, featurizer: nn.Module) -> str:
+        if self.name.startswith("timm:"):
+            return str(featurizer.feature_info[-1]["module"])  # type: ignore[index]
+        return "conv4" if self.name == "mnist_cnn" else "layer3"
 
     def _featurizer(self) -> tuple[nn.Module, int]:
         if self.name in CIFAR_DEPTHS:
