@@ -180,11 +180,11 @@ def test_commands_in_the_pages_exist(where, call):
         assert verbs[-1] in command.commands, f"{where}: no verb {' '.join(verbs)!r}"
         command = command.commands[verbs[-1]]
     context = command.make_context(verbs[-1], arguments)  # reads the options, runs nothing
-    for change in context.params.get("changes") or ():
-        if verbs[0] == "domainbed":
-            load_benchmark("ratatouille-digits", [change])
-        else:
-            load_recipe("folder", [change])
+    changes = context.params.get("changes") or ()
+    if changes and verbs[0] == "domainbed":
+        load_benchmark("ratatouille-digits", changes)
+    elif changes:
+        load_recipe("folder", changes)
     recipe = context.params.get("recipe") if verbs[0] in ("run", "domainbed") else None
     assert recipe is None or recipe.endswith(".toml") or recipe in builtin_recipes(), f"{where}: {recipe}"
 

@@ -218,14 +218,46 @@ def test_an_objective_is_a_name_or_a_table(tmp_path, text, name, options):
 @pytest.mark.parametrize(
     "changes",
     [
-        ["objective.name=fishr", "objective.ema=0.5"],
-        ["objective=fishr", "objective.ema=0.5"],
-        ['objective={name="fishr", ema=0.5}'],
+        ["objective.name=fishr", "objective.ema=0.5", "objective.penalty_anneal_iters=9"],
+        ["objective=fishr", "objective.ema=0.5", "objective.penalty_anneal_iters=9"],
+        ["objective.ema=0.5", "objective=fishr", "objective.penalty_anneal_iters=9"],
+        ["objective.ema=0.5", "objective=erm", " objective = fishr", "objective.penalty_anneal_iters=9"],
+        ['objective={name="fishr", ema=0.5, penalty_anneal_iters=9}'],
     ],
 )
 def test_an_objective_can_be_set(changes):
     table = load_recipe("digits", changes)[0].objective
-    assert (table.name, table.options) == ("fishr", {"ema": 0.5})
+    assert (table.name, table.options) == ("fishr", {"ema": 0.5, "penalty_anneal_iters": 9})
+
+
+def test_another_objective_has_none_of_the_options_of_the_file(tmp_path):
+    path = write(tmp_path, GOOD + "[objective]\nname = 'fishr'\nlambda_ = 10.0\n")
+    table = load_recipe(path, ["objective.mmd_gamma=2.0", "objective=coral"])[0].objective
+    assert (table.name, table.options) == ("coral", {"mmd_gamma": 2.0})
+    inner = ["objective.objective.mmd_gamma=2.0", "objective.objective=coral", "objective=sam"]
+    table = load_recipe(path, inner)[0].objective
+    assert (table.name, table.options) == ("sam", {"objective": {"name": "coral", "mmd_gamma": 2.0}})
+
+
+@pytest.mark.parametrize(
+    ("objective", "steps", "told"),
+    [
+        ("name = 'fishr'", 60, "fishr begins at update 1500, and a run has 60 steps, .*; set objective.pen"),
+        ("name = 'fishr'\npenalty_anneal_iters = 60", 60, "begins at update 60, .*anneal_iters below 60"),
+        ("name = 'fishr'\npenalty_anneal_iters = 59", 60, None),
+        ("name = 'eqrm'\neqrm_burnin_iters = 59.5", 60, None),
+        ("name = 'erm_plus_plus'\nlinear_steps = 59", 60, "update 60, .*set objective.linear_steps below 59"),
+        ("name = 'coral'", 1, None),
+    ],
+)
+def test_an_objective_that_begins_after_the_last_step_is_refused(tmp_path, objective, steps, told):
+    path = write(tmp_path, GOOD + f"[objective]\n{objective}\n")
+    change = [f"run.steps={steps}"]
+    if told is None:
+        assert load_recipe(path, change)
+        return
+    with pytest.raises(InputError, match=f"mine.toml: objective: .*{told}.*or run.steps higher"):
+        load_recipe(path, change)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ one: a typing error is found before an hour of training, not after it.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -159,17 +160,23 @@ class ObjectiveTable(Table):
         """How equations call a training by it."""
         return "Train" if self.name == "erm" else f"Train_{self.name}"
 
-    def check(self) -> None:
+    def check(self, steps: int) -> None:
         """Try it on a tiny model.
 
+        Args:
+            steps: Of the runs that minimise it.
+
         Raises:
-            InputError: For an unknown name or option, a value of another type, or one out of its range.
+            InputError: For an unknown name or option, a value of another type, one out of its range, or a criterion
+                that begins after the last step.
         """
         if self.name == "erm" and not self.options:
             return  # without torch
-        from mirepoix.objectives._named import check_named
+        from mirepoix.objectives._named import never_begins
 
-        check_named(self.name, self.options)
+        late = never_begins(self.name, self.options, steps, "objective")
+        if late:
+            raise InputError(f"objective: {late}, or run.steps higher.")
 
 
 class LoopTable(Table):
@@ -259,7 +266,7 @@ class Recipe(Experiment):
     def check_runs(self) -> None:
         """Try every configuration that the recipe can lead to, and the objective."""
         super().check_runs()
-        self.objective.check()
+        self.objective.check(self.base_run().steps)  # no space varies the steps
 
 
 Checked = TypeVar("Checked", bound=Experiment)
@@ -314,7 +321,7 @@ def read_values(recipe: str | Path | None, changes: Sequence[str] = ()) -> tuple
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file: {error}.") from None
-    for change in changes:
+    for change in sorted(changes, key=_rank):
         _set(values, change)
     return values, path
 
@@ -349,6 +356,12 @@ def _find(recipe: str | Path | None) -> Path:
     raise InputError(
         f"{recipe}: there is no such recipe file; recipes that come with mirepoix are {', '.join(known)}.{hint}"
     )
+
+
+def _rank(change: str) -> float:
+    """What an objective is called comes first, so that its options stay, in whichever order the two are given."""
+    tables = change.partition("=")[0].strip().split(".")
+    return len(tables) if set(tables) == {"objective"} else math.inf
 
 
 def _set(values: Any, change: str) -> None:
@@ -398,7 +411,7 @@ def _explain(error: ValidationError, model: type[Table]) -> list[str]:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             message = message[:1].lower() + message[1:]
-            lines.append(f"{key}: {message}, got {problem['input']!r}")
+            lines.append(f"{key}: {message.removesuffix('.')}, got {problem['input']!r}")
     return list(dict.fromkeys(lines))
 
 

@@ -464,6 +464,36 @@ def test_the_trace_leads_from_a_number_to_the_records(swept):
     assert file.out == result.out
 
 
+def test_a_folder_of_a_benchmark_is_explained_after_its_export(swept):
+    result = call("explain", "out")
+    assert result.code == 2
+    assert "out: holds the tables of a benchmark" in result.err
+    assert "`mirepoix domainbed export RECIPE --out out`, then `mirepoix explain out/exported`" in result.err
+
+
+def test_the_report_says_by_which_objectives_with_which_options(here):
+    from mirepoix.cli._domainbed import _protocol
+    from mirepoix.domainbed import load_benchmark
+
+    def terms(*changes: str) -> dict[str, str]:
+        return _protocol(load_benchmark("tiny.toml", changes)[0])
+
+    assert terms() == {"protocol": "corrected"}
+    turns = ["strategies=['diverse_objectives', 'sd']", "objectives=['coral', 'sam']"]
+    said = "objective_options.coral={mmd_gamma=0.5}"
+    assert terms(*turns, said) == {
+        "protocol": "corrected",
+        "objectives in turn": "coral, sam",
+        "options of coral": "mmd_gamma = 0.5",
+        "options of sam": "rho = 0.05",
+        "all other options": "the defaults, in every run",
+    }
+    drawn = terms(*turns, said, "search_objectives=true")
+    assert "options of sam" not in drawn  # rho is drawn
+    assert drawn["options of coral"] == "mmd_gamma = 0.5"
+    assert drawn["all other options"].startswith("drawn for run 1 and later")
+
+
 # What a person can mend
 
 
@@ -473,12 +503,23 @@ def test_the_trace_leads_from_a_number_to_the_records(swept):
         ("runss=3", "tiny.toml: runss: unknown key (did you mean 'runs'?)"),
         ("run.stepz=3", "tiny.toml: run.stepz: unknown key (did you mean 'steps'?)"),
         ('strategies=["diwo"]', "there is no strategy 'diwo' (did you mean 'diwa'?)"),
-        ('strategies=["fine_tuning/mode"]', "a combination of mean, best"),
+        (
+            'strategies=["fine_tuning/mode"]',
+            "'mode' is no way to combine members; expected one of mean, best",
+        ),
         ('strategies=["diwa", "diwa"]', "expected each strategy once"),
         ("auxiliaries=[]", "'ratatouille' needs 1 auxiliary task other than the dataset 'digits', got 0"),
         ('selection=["target"]', "selection"),
         ('objectives=["sma"]', "there is no objective 'sma' (did you mean 'sam'?)"),
         ("objective_options.fishr={lamda=1}", "objective_options.fishr.lamda: fishr has no such option"),
+        (
+            'strategies=["fishr"]',
+            "fishr begins at update 1500, and a run on digits has 6 steps, so it would never be",
+        ),
+        (
+            "objective_options.coral={}",
+            "objective_options.coral: no row trains by 'coral'; the rows train by erm.",
+        ),
         ('datasets=[{dataset="digits", size=8, targets=["rotated_1"]}]', "rotated_1"),
         ('datasets=[{dataset="PACZ"}]', "--data DIR"),
         (
@@ -495,6 +536,41 @@ def test_a_recipe_that_cannot_be_is_code_2(here, change, told):
     result = call("domainbed", "plan", "tiny.toml", "--out", "out", "--set", change)
     assert result.code == 2
     assert told in result.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ['strategies=["fine_tuning", "coral"]', "run.batch_size=1"],
+            "digits without rotated_0, data seed 0: CORAL, run 0: CORAL needs at least 2 samples",
+        ),
+        (
+            ['strategies=["diwa", "dann"]', 'datasets=[{dataset="digits-parity", size=8, targets=["left"]}]'],
+            "digits-parity without left, data seed 0: DANN, run 0: DANN",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_an_objective_that_cannot_make_an_update_is_code_2_before_any_is_made(here, verb, changes, told):
+    words = [word for each in [*changes, "auxiliaries=[]"] for word in ("--set", each)]
+    result = call("domainbed", verb, "tiny.toml", "--out", "out", *words)
+    assert result.code == 2
+    assert told in result.err
+    assert len(list(Path("out/store/weights").glob("*/record.json"))) == 1  # the pre-training
+
+
+def test_a_plan_says_how_many_drawn_objectives_begin_after_the_last_step(here):
+    changes = ['strategies=["diverse_objectives"]', 'objectives=["erm", "irm"]', "search_objectives=true"]
+    words = [word for each in [*changes, "runs=4", "run.steps=20"] for word in ("--set", each)]
+    result = call("domainbed", "plan", "tiny.toml", "--out", "out", *words)
+    assert result.code == 0, result.err
+    from mirepoix.objectives import draw_options
+
+    drawn = [draw_options("irm", h, seed)["irm_penalty_anneal_iters"] for h in (1, 3) for seed in (0, 1)]
+    late = sum(value >= 20 for value in drawn)
+    assert 0 < late < 4
+    assert f"{late} of the 4 trainings by irm with drawn options begin after their last step" in result.err
 
 
 def test_tasks_of_other_channels_are_code_2_before_anything_is_trained(here):

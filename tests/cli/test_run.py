@@ -235,17 +235,18 @@ TINY = [word for change in [*FEW, 'data.targets=["rotated_0"]'] for word in ("--
 
 def test_a_job_minimises_what_its_recipe_says(cli):
     for objective, out in (("fishr", "by-name"), ("erm", "plain")):
-        options = ["--set", "objective.ema=0.5"] if objective == "fishr" else []
+        options = ["--set", "objective.ema=0.5", "--set", "objective.penalty_anneal_iters=0"]
+        options = options if objective == "fishr" else []
         where = ["--out", out, "--store", "store", "--set", f"objective={objective}"]
         result = cli("run", "digits", *TINY, *where, *options)
         assert result.code == 0, result.err
     found = report("by-name")
-    assert found["protocol"]["objective"] == "fishr, ema = 0.5"
+    assert found["protocol"]["objective"] == "fishr, ema = 0.5, penalty_anneal_iters = 0"
     assert found["equation"] == "theta = 1/2 sum_i Train_fishr(theta_pt, D; c_i)"
     assert report("plain")["protocol"]["objective"] == "erm"
     assert report("plain")["equation"] == "theta = 1/2 sum_i Train(theta_pt, D; c_i)"
     job = json.loads(Path("by-name/job.json").read_text())
-    assert job["recipe"]["objective"] == {"name": "fishr", "ema": 0.5}
+    assert job["recipe"]["objective"] == {"name": "fishr", "ema": 0.5, "penalty_anneal_iters": 0}
     members = {}
     for out in ("by-name", "plain"):
         record = json.loads(Path(out, "members/rotated_0/run-0.json").read_text())
@@ -254,6 +255,10 @@ def test_a_job_minimises_what_its_recipe_says(cli):
     assert fishr["name"] == "mirepoix.objectives._fishr.Fishr"
     assert (fishr["domains"], fishr["ema"]) == (5, 0.5)
     assert set(erm) == {"name", "state"}
+    by_name, plain = (
+        open_weights(f"{out}/members/rotated_0/run-0.safetensors") for out in ("by-name", "plain")
+    )
+    assert any(not torch.equal(by_name[key], plain[key]) for key in plain)
     assert members["by-name"][1] == members["plain"][1]  # one start and one probe for both
     trained = [
         json.loads(path.read_text())["made_of"]["train"]
@@ -284,6 +289,11 @@ def test_a_job_minimises_what_its_recipe_says(cli):
             'objective={name="fishr", lamda=1}',
             "objective.lamda: fishr has no such option (did you mean 'lambda_'?)",
         ),
+        (
+            "objective=fishr",
+            "digits.toml: objective: fishr begins at update 1500, and a run has 60 steps, so it would never be what it "
+            "is called; set objective.penalty_anneal_iters below 60, or run.steps higher.",
+        ),
     ],
 )
 def test_an_objective_that_cannot_be_is_code_2_before_anything_is_made(cli, change, told):
@@ -291,3 +301,26 @@ def test_an_objective_that_cannot_be_is_code_2_before_anything_is_made(cli, chan
     assert result.code == 2
     assert told in result.err
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["objective=coral", "run.batch_size=1"], "objective: with 'rotated_0' left out: CORAL needs"),
+        (
+            ['objective={name="fishr", layers=["nonexistent"], penalty_anneal_iters=0}'],
+            "objective: with 'rotated_0' left out: Fishr",
+        ),
+        (["objective=iga", "loop.mixed_precision=fp16"], "IGA cannot be trained with a gradient scaler"),
+        (['objective={name="transfer", gda=true}'], "objective: with 'rotated_0' left out: Transfer"),
+        (["objective=coral", "space.batch_size=[1]"], "objective: with 'rotated_0' left out: CORAL needs"),
+    ],
+)
+def test_an_objective_that_cannot_make_an_update_is_told_before_any_is_made(cli, changes, told):
+    words = [word for change in changes for word in ("--set", change)]
+    result = cli("run", "digits", *TINY, "--out", "out", *words)
+    assert result.code == 2, result.out
+    assert told in result.err
+    assert "run 0" not in result.err
+    records = Path("out/store/weights").glob("*/record.json")
+    assert len(list(records)) == 1  # the pre-training: no probe and no run

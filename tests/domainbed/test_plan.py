@@ -4,6 +4,8 @@ import pytest
 
 from mirepoix.domainbed import forecast, make_plan
 from mirepoix.domainbed._nodes import Pretrained, trainings
+from mirepoix.domainbed._plan import PASSES, rehearse
+from mirepoix.objectives._named import OBJECTIVES
 from mirepoix.types import InputError
 from tests.domainbed.conftest import listed
 
@@ -141,12 +143,37 @@ def test_the_longest_way_is_known_from_steps(make_bench):
 
 
 def test_objectives_cost_what_their_passes_cost(make_bench):
+    assert set(PASSES) <= set(OBJECTIVES)
     rows = "strategies=['fishr', 'mldg', 'iga/average', 'sam']"
-    plan = make_plan(make_bench(rows, "runs=1"))
+    plan = make_plan(make_bench(rows, "runs=1", "objective_options.fishr.penalty_anneal_iters=0"))
     work = {planned.label.split(": ")[1]: planned.work for planned in plan.trainings}
     assert work["Fishr, run 0"] == 8
     assert work["MLDG, run 0"] == work["SAM, run 0"] == 16
     assert work["IGA, run 0"] == 24
+
+
+def test_every_criterion_is_tried_once_for_each_number_of_source_domains(make_bench, monkeypatch):
+    rows = "strategies=['fine_tuning', 'coral', 'coral/average', 'sd', 'sam']"
+    bench = make_bench(rows, "selection=['leave-one-out']", "space.batch_size=[3, 5]", SEEDS)
+    made = make_plan(bench)
+    tried = []
+    monkeypatch.setattr(type(bench), "rehearse", lambda self, node: tried.append(node))
+    rehearse(bench, made)
+    found = [(node.objective, len(bench.split(node.task).train)) for node in tried]
+    assert sorted(found) == [(name, n) for name in ("coral", "sam", "sd") for n in (4, 5)]
+    assert {node.run.batch_size for node in tried} == {3}
+
+
+def test_a_rehearsal_names_the_training_that_cannot_be(make_bench):
+    rows = "strategies=['fine_tuning', 'eqrm']"
+    parity = "datasets=[{dataset='digits-parity', size=12, targets=['left']}]"
+    bench = make_bench(rows, parity, "auxiliaries=[]", "objective_options.eqrm.eqrm_burnin_iters=0")
+    made = make_plan(bench)
+    with pytest.raises(InputError, match="digits-parity without left, data seed 0: EQRM, run 0: EQRM"):
+        rehearse(bench, made)
+    able = make_bench("strategies=['coral', 'diwa']")
+    rehearse(able, make_plan(able))
+    assert {planned.status for planned in make_plan(able).waiting()} == {"missing", "waiting"}  # thrown away
 
 
 def test_an_auxiliary_task_with_the_images_of_a_target_is_refused(make_bench, tmp_path):

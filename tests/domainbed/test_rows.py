@@ -59,10 +59,16 @@ def test_a_row_says_its_equation():
         ("coraal", r"no strategy 'coraal' \(did you mean 'coral'\?\)"),
         (
             "coral/avg",
-            r"no strategy 'coral/avg'.*, or an objective \(erm, .*\), and a combination of mean, best",
+            "'coral/avg': 'avg' is no way to combine members; expected one of mean, best, .*dagger$",
         ),
+        ("fishr/moving_average", "^'fishr/moving_average': 'moving_average' is no way to combine members; "),
+        ("fishr/best/mean", "'best/mean' is no way to combine members"),
+        ("fishrr/average", r"no strategy .*, or an objective \(erm, .*\), and a combination of mean, best"),
         ("diwa-greedy", r"did you mean 'diwa_greedy'\?"),
-        ("fusing/avarage", r"no strategy 'fusing/avarage'.*a combination of mean, best, wise, average"),
+        (
+            "fusing/avarage",
+            "'avarage' is no way to combine members; expected one of mean, best, wise, average",
+        ),
         ("fusin/average", r"no strategy 'fusin/average'.*with a family of fine_tuning, moving_average"),
         ("diwa/average", r"no strategy 'diwa/average'"),
         ("", "no strategy ''"),

@@ -100,6 +100,30 @@ def test_objectives_take_turns_and_have_rows_of_their_own(make_bench, tmp_path):
     assert len(soup.sources) == 3
 
 
+def test_a_row_whose_objective_cannot_be_made_leaves_the_others_their_numbers(
+    make_bench, tmp_path, monkeypatch
+):
+    from mirepoix.domainbed import _workbench
+
+    def refused(start, split, name, options):
+        if name == "coral":
+            raise InputError("objective: CORAL needs something else.")
+        return objective_for(start, split, name, options)
+
+    objective_for = _workbench.objective_for
+    monkeypatch.setattr(_workbench, "objective_for", refused)
+    bench = make_bench(*SHORT, "strategies=['fine_tuning', 'coral']", "auxiliaries=[]", store=tmp_path)
+    plan = make_plan(bench)
+    with Inline() as engine:
+        sweep = run_plan(bench, plan, engine)
+    why = "2 of 2 runs cannot be trained: CORAL needs something else."
+    missing = {cell.row: cell.missing for cell in sweep.cells}
+    assert missing["fine_tuning"] is None
+    assert missing["coral"].startswith(why)
+    assert {label.split(": ")[1] for label in sweep.failed} == {"CORAL, run 0", "CORAL, run 1"}
+    assert {cell.row: cell.missing for cell in measure(bench, plan)} == {"fine_tuning": None, "coral": why}
+
+
 def test_a_diverged_run_is_left_out_and_named(make_bench, tmp_path):
     rows = ("diwa", "mean_member", "fine_tuning", "diwa_greedy", "diwa_dagger")
     sweep = carry(

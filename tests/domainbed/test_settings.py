@@ -4,7 +4,7 @@ import pytest
 
 from mirepoix.domainbed import Benchmark, load_benchmark
 from mirepoix.domainbed._nodes import TaskName
-from mirepoix.objectives._named import NOT_IN_RECIPES, OBJECTIVES
+from mirepoix.objectives._named import BEGIN_OPTIONS, NOT_IN_RECIPES, OBJECTIVES
 from mirepoix.objectives._spaces import draw_options
 from mirepoix.recipe import builtin_recipes, load_recipe, validated
 from mirepoix.runs import Run
@@ -51,7 +51,10 @@ def test_a_job_is_no_benchmark_and_the_error_says_how_to_run_it():
             "strategies=['diwaa']",
             r"tiny.toml: strategies: there is no strategy 'diwaa' \(did you mean 'diwa'\?\)",
         ),
-        ("strategies=['sam/avg']", r"strategies: there is no strategy 'sam/avg'.*a combination of mean"),
+        (
+            "strategies=['sam/avg']",
+            "strategies: 'sam/avg': 'avg' is no way to combine members; expected one of",
+        ),
         ("strategies=['smm/average']", r"strategies: .*with a family of fine_tuning"),
         ("strategies=['diwa', 'diwa']", "strategies: expected each strategy once"),
         ("strategies=[]", "strategies: .*at least 1 item"),
@@ -326,22 +329,31 @@ def test_an_average_that_would_be_the_last_weights_is_refused(recipe_file):
 
 
 def test_options_of_an_objective_are_those_of_its_table(recipe_file):
+    rows = "strategies=['fishr', 'sam']"
+    fishr = "objective_options.fishr={lambda_=10.0, penalty_anneal_iters=3}"
     benchmark = load(
-        recipe_file,
-        "objective_options.fishr={lambda_=10.0, ema=0.5}",
-        "objective_options.sam.objective='coral'",
-        "sharpness_radius=0.2",
+        recipe_file, rows, fishr, "objective_options.sam.objective='coral'", "sharpness_radius=0.2"
     )
-    assert benchmark.options_of("fishr") == {"lambda_": 10.0, "ema": 0.5}
+    assert benchmark.options_of("fishr") == {"lambda_": 10.0, "penalty_anneal_iters": 3}
     assert benchmark.options_of("sam") == {"rho": 0.2, "objective": "coral"}
     assert benchmark.options_of("erm") == {}
-    assert load(recipe_file, "objective_options.sam.rho=0.3").options_of("sam") == {"rho": 0.3}
+    assert load(recipe_file, "strategies=['sam']", "objective_options.sam.rho=0.3").options_of("sam") == {
+        "rho": 0.3
+    }
     assert load(recipe_file).options_of("sam") == {"rho": 0.05}
 
 
 def test_every_objective_that_predicts_by_weights_alone_can_have_a_turn(recipe_file):
     names = [name for name in OBJECTIVES if name not in NOT_IN_RECIPES]
     assert load(recipe_file, f"objectives={names}").objectives == tuple(names)
+    anneal = [f"objective_options.{name}.{key}=7" for name, keys in BEGIN_OPTIONS.items() for key in keys]
+    anneal[anneal.index("objective_options.erm_plus_plus.linear_steps=7")] = (
+        "objective_options.erm_plus_plus.linear_steps=6"
+    )
+    row = "strategies=['diverse_objectives']"
+    assert load(recipe_file, f"objectives={names}", row, f"runs={len(names)}", *anneal).objectives == tuple(
+        names
+    )
     assert "sam" in names
 
 
@@ -351,16 +363,19 @@ def test_without_a_search_nothing_is_drawn(recipe_file):
 
 
 def test_a_search_draws_what_the_recipe_does_not_say(recipe_file):
-    benchmark = load(recipe_file, "search_objectives=true", "objective_options.fishr.ema=0.9")
+    rows = "strategies=['fishr', 'sam']"
+    fishr = "objective_options.fishr={ema=0.9, penalty_anneal_iters=3}"
+    benchmark = load(recipe_file, "search_objectives=true", rows, fishr)
     seeded = dataclasses.replace(TASK, data_seed=2)
     for task, h in ((TASK, 1), (TASK, 2), (seeded, 1)):
         drawn = draw_options("fishr", h, task.data_seed)
         assert drawn.pop("ema") != 0.9
+        assert drawn.pop("penalty_anneal_iters") != 3
         assert dict(benchmark.drawn_options("fishr", h, task)) == drawn
         assert dict(benchmark.drawn_options("sam", h, task)) == draw_options("sam", h, task.data_seed)
         assert benchmark.drawn_options("erm", h, task) == ()
     assert benchmark.drawn_options("fishr", 0, TASK) == ()  # run 0 has the defaults
-    said = load(recipe_file, "search_objectives=true", "objective_options.sam.rho=0.3")
+    said = load(recipe_file, "search_objectives=true", rows, fishr, "objective_options.sam.rho=0.3")
     assert said.drawn_options("sam", 1, TASK) == ()
 
 
@@ -373,3 +388,77 @@ def test_small_images_have_ranges_and_defaults_of_their_own(recipe_file):
     assert dict(benchmark.drawn_options("dann", 1, pictures)) == draw_options("dann", 1)
     assert dict(benchmark.drawn_options("dann", 1, TASK)) == draw_options("dann", 1, small=True)
     assert load(recipe_file, tables).drawn_options("dann", 0, TASK) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            ["strategies=['fishr/average']"],
+            "'fishr/average' cannot be trained: fishr begins at update 1500, and a run on digits has 8 steps",
+        ),
+        (["strategies=['irm']"], "set objective_options.irm.irm_penalty_anneal_iters below 8, or run.steps"),
+        (["strategies=['diverse_objectives']", "objectives=['erm', 'trm']"], "trm begins at update 200"),
+        (["strategies=['fishr']", "objective_options.fishr.penalty_anneal_iters=8"], "begins at update 8, "),
+        # Run 0 has the defaults, and what is said is never drawn.
+        (["strategies=['fishr']", "search_objectives=true"], "fishr begins at update 1500"),
+        (
+            [
+                "strategies=['diverse_objectives']",
+                "objectives=['erm', 'fishr']",
+                "search_objectives=true",
+                "objective_options.fishr.penalty_anneal_iters=8",
+            ],
+            "begins at update 8, ",
+        ),
+        (
+            [
+                "strategies=['ib_irm']",
+                "search_objectives=true",
+                "objective_options.ib_irm.irm_penalty_anneal_iters=9",
+            ],
+            "ib_irm begins at update 500, .*set objective_options.ib_irm.irm_penalty_anneal_iters and ",
+        ),
+        (
+            [
+                "strategies=['fishr']",
+                "datasets=[{dataset='digits', size=12, run={steps=2000}}, {dataset='digits-parity', size=12}]",
+            ],
+            "a run on digits-parity has 8 steps",
+        ),
+    ],
+)
+def test_an_objective_that_begins_after_the_last_step_is_refused(recipe_file, changes, told):
+    with pytest.raises(InputError, match=f"tiny.toml: strategies: .*{told}"):
+        load(recipe_file, NO_AUXILIARY, *changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["strategies=['fishr']", "objective_options.fishr.penalty_anneal_iters=7"],
+        ["strategies=['fishr']", "run.steps=1501"],
+        ["strategies=['diwa']", "objectives=['erm', 'fishr']"],  # nobody asks for it
+        ["strategies=['diverse_objectives']", "objectives=['erm', 'mixup', 'coral', 'fishr']"],  # of 3 runs
+        [
+            "strategies=['diverse_objectives']",
+            "objectives=['erm', 'fishr']",
+            "search_objectives=true",
+        ],  # drawn
+    ],
+)
+def test_an_objective_that_begins_in_time_or_is_drawn_is_not(recipe_file, changes):
+    assert load(recipe_file, *changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["objective_options.fishr.ema=0.5"], "fishr: no row trains by 'fishr'; the rows train by erm. Add"),
+        (["strategies=['diverse_objectives', 'sam']", "objective_options.sd={}"], "sd: .* by erm, mixup, coral, sam"),
+        (["strategies=['coral']", "objectives=['sd']", "objective_options.sd={}"], "sd: .* train by coral"),
+    ],
+)  # fmt: skip
+def test_options_that_nothing_is_trained_by_are_refused(recipe_file, changes, told):
+    with pytest.raises(InputError, match=f"tiny.toml: objective_options.{told}"):
+        load(recipe_file, *changes)

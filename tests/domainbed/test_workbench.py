@@ -134,7 +134,8 @@ def test_the_trainer_is_what_the_recipe_says(make_bench):
 
 
 def test_a_criterion_is_told_of_the_network_and_of_its_own_source_domains(make_bench):
-    bench = make_bench("objective_options.fishr.ema=0.5", "objective_options.fishr.lambda_=7.0")
+    options = "objective_options.fishr={ema=0.5, lambda_=7.0, penalty_anneal_iters=0}"
+    bench = make_bench("strategies=['fishr']", options)
     run = bench.benchmark.base_run()
 
     def made(name, task=TASK, options=()):

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 from collections import Counter
 
 import pytest
@@ -8,7 +9,14 @@ from tests.tiny import tiny_network
 from mirepoix import objectives
 from mirepoix.models import NetworkSpec
 from mirepoix.objectives import CORAL, ERM, NOT_IN_RECIPES, OBJECTIVES, Objective, objective
-from mirepoix.objectives._named import check_named, label_of, model_facts, option_names
+from mirepoix.objectives._named import (
+    BEGIN_OPTIONS,
+    check_named,
+    label_of,
+    model_facts,
+    never_begins,
+    option_names,
+)
 from mirepoix.training import Trainer
 from mirepoix.types import Batch, InputError
 
@@ -75,8 +83,9 @@ def test_what_changes_predictions_is_in_no_recipe_and_the_rest_is(name):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_facts_and_options_are_the_whole_constructor(name):
+    constructor = list(inspect.signature(OBJECTIVES[name].__init__).parameters)[1:]
+    assert sorted([*model_facts(name), *option_names(name)]) == sorted(constructor)
     assert set(model_facts(name)) <= {*FACTS, "featurizer"}
-    assert not set(model_facts(name)) & set(option_names(name))
 
 
 def test_options_reach_the_constructor():
@@ -129,27 +138,86 @@ def test_sam_wraps_a_name_or_a_table():
         ("fishr", {"lamda": 1}, r"objective.lamda: fishr has no such option \(did you mean 'lambda_'\?\)"),
         ("fishr", {"zzz": 1}, "objective.zzz: .*; its options are lambda_, penalty_anneal_iters, ema, "),
         ("erm", {"rho": 1}, "objective.rho: erm has no such option; it takes none"),
-        ("fishr", {"lambda_": "1"}, "objective.lambda_: input should be a valid number, got '1'"),
-        ("fishr", {"lambda_": True}, "objective.lambda_: input should be a valid number, got True"),
-        ("fishr", {"penalty_anneal_iters": 1.5}, "objective.penalty_anneal_iters: .*integer, got 1.5"),
-        ("cad", {"is_flipped": "no"}, "objective.is_flipped: .*boolean, got 'no'"),
-        ("irm", {"irm_estimate": "x"}, "objective.irm_estimate: .*'product' or 'square', got 'x'"),
+        ("fishr", {"lambda_": "1"}, "objective.lambda_: expected a number, got '1'"),
+        ("fishr", {"lambda_": True}, "objective.lambda_: expected a number, got True"),
+        (
+            "fishr",
+            {"penalty_anneal_iters": 1.5},
+            "objective.penalty_anneal_iters: expected a whole number, got 1.5",
+        ),
+        ("cad", {"is_flipped": "no"}, "objective.is_flipped: expected true or false, got 'no'"),
+        ("irm", {"irm_estimate": "x"}, "objective.irm_estimate: expected 'product' or 'square', got 'x'"),
         ("fishr", {"lambda_": -1.0}, "objective: Fishr needs a finite lambda_ of 0 or more, got -1"),
         (
             "fishr",
             {"domains": 3},
             "objective.domains: the number of source domains comes from .*leave it out",
         ),
-        ("sam", {"objective": 3}, "objective.objective: .*got 3"),
+        (
+            "sam",
+            {"objective": ["coral"]},
+            r"objective.objective: expected the name of an objective, a table .*, got \['coral'\]",
+        ),
+        ("fishr", {"layers": 3}, "objective.layers: expected a text or a list of texts, got 3"),
+        ("dann", {"seed": 2**64}, f"objective.seed: expected a whole number of 64 bits, got {2**64}"),
         ("sam", {"objective": "fish"}, "objective: SAM cannot wrap Fish"),
-        ("sam", {"objective": "urm"}, "objective.name: no recipe can name 'urm'"),
+        ("sam", {"objective": "urm"}, "objective.objective.name: no recipe can name 'urm'"),
         ("sam", {"objective": {"nme": "erm"}}, "objective.objective: expected the name of an objective"),
-        ("sam", {"objective": {"name": "sd", "x": 1}}, "objective.x: sd has no such option"),
+        ("sam", {"objective": {"name": "sd", "x": 1}}, "objective.objective.x: sd has no such option"),
+        (
+            "sam",
+            {"objective": {"name": "coral", "mmd_gama": 1.0}},
+            r"objective.objective.mmd_gama: coral has no such option \(did you mean 'mmd_gamma'\?\)",
+        ),
+        (
+            "sam",
+            {"objective": {"name": "coral", "mmd_gamma": -1.0}},
+            "objective.objective: CORAL needs .*mmd_gamma",
+        ),
+        (
+            "sam",
+            {"objective": {"name": "group_dro", "domains": 3}},
+            "objective.objective.domains: the number of source domains comes from .*leave it out",
+        ),
+        ("sam", {"objective": "corall"}, "objective.objective.name: there is no .*did you mean 'coral'"),
     ],
 )
 def test_a_mistake_names_the_key_what_was_expected_and_what_came(name, options, message):
     with pytest.raises(InputError, match=message):
         check_named(name, options)
+
+
+def test_a_recipe_is_told_the_names_that_it_can_use():
+    with pytest.raises(InputError) as told:
+        check_named("zzz", {})
+    known = str(told.value).partition("known: ")[2].removesuffix(".").split(", ")
+    assert known == [name for name in OBJECTIVES if name not in NOT_IN_RECIPES]
+    with pytest.raises(InputError, match="known: erm, ") as told:
+        objective("zzz")
+    assert str(told.value).partition("known: ")[2].removesuffix(".").split(", ") == list(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in NOT_IN_RECIPES])
+def test_the_options_that_say_when_a_criterion_begins_are_those(name):
+    options = dict.fromkeys(BEGIN_OPTIONS.get(name, ()), 7)
+    begins = check_named(name, options).begins()
+    assert begins == {"erm_plus_plus": 8}.get(name, 7 if options else 0)
+    assert never_begins(name, options, begins + 1, "objective") is None
+    if not options:
+        return
+    said = never_begins(name, options, 5, "objective")
+    keys = " and ".join(f"objective.{option}" for option in options)
+    assert said.startswith(f"{name} begins at update {begins}, and a run has 5 steps, so it would never be")
+    assert said.endswith(f"; set {keys} below {7 - begins + 5}")
+    smaller = dict.fromkeys(options, 7 - begins + 4)
+    assert never_begins(name, smaller, 5, "objective") is None  # as told
+
+
+def test_of_two_penalties_the_one_that_begins_too_late_is_named():
+    options = {"irm_penalty_anneal_iters": 3, "ib_penalty_anneal_iters": 60}
+    said = never_begins("ib_irm", options, 60, "objective_options.ib_irm", "a run on digits")
+    assert "begins at update 60, and a run on digits has 60 steps" in said
+    assert said.endswith("set objective_options.ib_irm.ib_penalty_anneal_iters below 60")
 
 
 def test_by_name_or_by_class_a_training_is_the_same():

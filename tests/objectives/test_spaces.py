@@ -171,6 +171,7 @@ def test_run_zero_has_the_defaults():
     assert {k: v for k, v in draw_options("dann", 0, small=True).items() if k != "lr_d"} == {
         k: v for k, v in draw_options("dann", 0).items() if k != "lr_d"
     }
+    assert draw_options("sand_mask", 0) == {"k": 10.0}  # tau has no default of its own
     assert SANDMask(**draw_options("sand_mask", 0)).configuration() == SANDMask().configuration()
 
 

@@ -294,6 +294,7 @@ def _announce(bench: Workbench, *, workers: int, details: bool = True) -> tuple[
     """Make the plan and print it on standard error; its counts and forecast as plain values."""
     from mirepoix.cli._progress import Bar
     from mirepoix.domainbed import forecast, make_plan
+    from mirepoix.domainbed._plan import rehearse
 
     with Bar() as bar:
         bar.stage("reading the images")
@@ -302,6 +303,8 @@ def _announce(bench: Workbench, *, workers: int, details: bool = True) -> tuple[
                 bar.note(f"{table.label}: {note}")
         bar.stage("planning")
         made = make_plan(bench)
+        bar.stage("trying the objectives")
+        rehearse(bench, made)
         expected = forecast(bench, made, bar.stage)
     content = made.to_dict()
     content["forecast"] = {
@@ -314,6 +317,11 @@ def _announce(bench: Workbench, *, workers: int, details: bool = True) -> tuple[
         f"{content['trainings']} distinct trainings serve {content['asked_by_rows']} members of "
         f"{len(bench.benchmark.strategies)} rows on {content['splits']} splits.",
         f"{content['stored']} are stored, {content['diverged']} diverged, {content['to_train']} are to be trained.",
+    ]
+    lines += [
+        f"{late} of the {drawn} trainings by {name} with drawn options begin after their last step, and never are "
+        "what they are called."
+        for name, (drawn, late) in made.late.items()
     ]
     if content["to_train"]:
         lines.append(
@@ -395,7 +403,7 @@ def _write(folder: Path, bench: Workbench, sweep: Sweep, content: dict[str, Any]
         "name": benchmark.name,
         "source": benchmark.source,
         "mirepoix": __version__,
-        "protocol": protocol,
+        "protocol": _protocol(benchmark),
         "selection": list(benchmark.selection),
         "datasets": [_described(bench, table.label) for table in benchmark.datasets],
         "auxiliaries": [table.label for table in benchmark.auxiliaries],
@@ -423,6 +431,27 @@ def _write(folder: Path, bench: Workbench, sweep: Sweep, content: dict[str, Any]
     }
     write_benchmark_report(page, folder)
     return tables(cells, "markdown", protocol=protocol)
+
+
+def _protocol(benchmark: Benchmark) -> dict[str, str]:
+    """The protocol, and by which criteria with which options the rows were trained, where that is not the risk."""
+    terms: dict[str, str] = {"protocol": benchmark.protocol}
+    names = benchmark.trained_by()
+    if any(row.family == "objectives" for row in benchmark.rows()):
+        terms["objectives in turn"] = ", ".join(benchmark.objectives)
+    if set(names) <= {"erm"}:
+        return terms
+    for name in names:
+        said = (benchmark.objective_options or {}).get(name, {})
+        options = said if benchmark.search_objectives else benchmark.options_of(name)
+        if options:
+            terms[f"options of {name}"] = ", ".join(f"{key} = {value}" for key, value in options.items())
+    terms["all other options"] = (
+        "drawn for run 1 and later, as DomainBed's random search does; run 0 has DomainBed's defaults"
+        if benchmark.search_objectives
+        else "the defaults, in every run"
+    )
+    return terms
 
 
 def _described(bench: Workbench, label: str) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Measured:
         members: list[Member] = []
         diverged: list[int] = []
         absent: list[int] = []
+        reasons: list[str] = []
         nodes = self.members_of.of(family, task or self.name)
         for run, node in enumerate(nodes):
             assert isinstance(node, Trained)
@@ -125,8 +126,11 @@ class Measured:
                 members.append(self.member(run, node))
             except NotMade as error:
                 (diverged if error.diverged else absent).append(run)
+                reasons += [error.reason] if error.reason else []
         missing = None
-        if absent:
+        if reasons:
+            missing = f"{len(reasons)} of {len(nodes)} runs cannot be trained: {reasons[0]}"
+        elif absent:
             missing = f"{len(absent)} of {len(nodes)} runs are not trained yet"
         elif not members:
             missing = f"all {len(nodes)} runs diverged"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from mirepoix.domainbed._measure import pair
 from mirepoix.domainbed._members import Members
 from mirepoix.domainbed._nodes import Pretrained, TaskName, Trained, WithHead, trainings
 from mirepoix.domainbed._rows import FAMILIES, family_of
-from mirepoix.domainbed._workbench import Status, Workbench
+from mirepoix.domainbed._workbench import NotMade, Status, Workbench, begins_when_drawn
+from mirepoix.objectives._named import BEGIN_OPTIONS, check_named
 from mirepoix.types import InputError
 
-__all__ = ["Forecast", "Plan", "Planned", "SplitPlan", "forecast", "make_plan"]
+__all__ = ["Forecast", "Plan", "Planned", "SplitPlan", "forecast", "make_plan", "rehearse"]
 
 CALIBRATION = (3, 9)
 """Steps of the two short trainings that tell the time of a step from that of a check."""
@@ -61,11 +62,14 @@ class Plan:
         trainings: Distinct, each after those that it starts from.
         splits: In the order of the table.
         asked: Members that the rows of the table ask for, each row on its own.
+        late: From the name of a criterion to how many of its trainings have options that a random search drew, and how
+            many of these drew that it begins after the last step.
     """
 
     trainings: tuple[Planned, ...]
     splits: tuple[SplitPlan, ...]
     asked: int
+    late: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def waiting(self) -> list[Planned]:
         """Those that are not there yet."""
@@ -80,6 +84,7 @@ class Plan:
             "to_train": len(self.waiting()),
             "asked_by_rows": self.asked,
             "splits": len(self.splits),
+            "begin_too_late": {name: {"drawn": n, "late": k} for name, (n, k) in self.late.items()},
             "list": [{"training": p.label, "status": p.status} for p in self.trainings],
         }
 
@@ -134,7 +139,46 @@ def _make_plan(bench: Workbench) -> Plan:
             for task, nodes in splits
         ),
         asked,
+        _late(bench, planned),
     )
+
+
+def _late(bench: Workbench, trainings: Iterable[Planned]) -> dict[str, tuple[int, int]]:
+    """Of the trainings by each criterion whose options were drawn, how many there are, and begin after their end."""
+    found: dict[str, tuple[int, int]] = {}
+    for node in (planned.node for planned in trainings):
+        if not {option for option, _ in node.options}.intersection(BEGIN_OPTIONS.get(node.objective, ())):
+            continue
+        drawn, late = found.get(node.objective, (0, 0))
+        options = {**bench.benchmark.options_of(node.objective), **dict(node.options)}
+        begins = check_named(node.objective, options).begins()
+        found[node.objective] = (drawn + 1, late + (begins >= node.run.steps))
+    return {name: counts for name, counts in found.items() if counts[1]}
+
+
+def rehearse(bench: Workbench, plan: Plan) -> None:
+    """Make one update by every criterion of a plan, and throw it away: once for each number of source domains.
+
+    Raises:
+        InputError: Naming a training whose criterion cannot be used with this network, these domains or its run.
+    """
+    smallest: dict[tuple[str, str, int], Planned] = {}
+    for planned in plan.waiting():
+        node = planned.node
+        if node.objective == "erm":
+            continue
+        try:
+            bench.objective(node)
+            place = node.task.dataset, node.objective, len(bench.split(node.task).train)
+            if place not in smallest or node.run.batch_size < smallest[place].node.run.batch_size:
+                smallest[place] = planned
+        except NotMade as error:
+            raise InputError(f"{planned.label}: {error.reason}") from None
+    for planned in smallest.values():
+        try:
+            bench.rehearse(planned.node)
+        except InputError as error:
+            raise InputError(f"{planned.label}: {str(error).removeprefix('objective: ')}") from None
 
 
 def _asked(bench: Workbench, members: Members, task: TaskName) -> Iterator[tuple[Trained, str]]:
@@ -278,11 +322,12 @@ def _calibrate(bench: Workbench, node: Trained) -> tuple[float, float]:
     theta, split = bench.start(node.task.dataset).theta, bench.split(node.task)
     seconds = []
     run = node.run.with_(classifier_steps=0, learning_rate=1e-6)  # so that nothing diverges
-    trainer.fit(theta, split, run.with_(steps=1))  # the first step is slow
-    for steps in CALIBRATION:
-        began = time.monotonic()
-        trainer.fit(theta, split, run.with_(steps=steps, check_every=10**9))
-        seconds.append(time.monotonic() - began)
+    with begins_when_drawn():
+        trainer.fit(theta, split, run.with_(steps=1))  # the first step is slow
+        for steps in CALIBRATION:
+            began = time.monotonic()
+            trainer.fit(theta, split, run.with_(steps=steps, check_every=10**9))
+            seconds.append(time.monotonic() - began)
     per_step = max((seconds[1] - seconds[0]) / (CALIBRATION[1] - CALIBRATION[0]), 0.0)
     checks = max(
         (seconds[0] - CALIBRATION[0] * per_step) / 2, 0.0

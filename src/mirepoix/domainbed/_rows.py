@@ -163,6 +163,10 @@ class Row:
             return Row(key, label_of(key), key, "best")
         if family in (*FAMILIES, *BY_NAME) and combine in COMBINES:
             return Row(key, f"{family_of(family).label}, {COMBINES[combine][0]}", family, combine)
+        if family in (*FAMILIES, *BY_NAME) and combine:
+            raise InputError(
+                f"{key!r}: {combine!r} is no way to combine members; expected one of {', '.join(COMBINES)}"
+            )
         near = difflib.get_close_matches(key, [*_PUBLISHED, *BY_NAME], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(

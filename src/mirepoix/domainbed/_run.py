@@ -63,6 +63,8 @@ def train_one(pickled: bytes, node: Trained) -> str:
             return "found"
         bench.make(node)
     except NotMade as error:
+        if error.reason:
+            raise InputError(error.reason) from None
         if not error.diverged:
             raise InputError(
                 f"{error.training.task}: the weights it starts from are not in the store at {bench.store_place} on "

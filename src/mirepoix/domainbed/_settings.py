@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from mirepoix.domainbed._nodes import TaskName
 from mirepoix.domainbed._rows import FAMILIES, Row, family_of
 from mirepoix.domainbed._selection import Method
-from mirepoix.objectives._named import check_named
+from mirepoix.objectives._named import BEGIN_OPTIONS, check_named, never_begins
 from mirepoix.objectives._spaces import SMALL_DEFAULTS, draw_options
 from mirepoix.recipe import (
     Count,
@@ -276,6 +276,7 @@ class Benchmark(Experiment):
                 text = str(error).removeprefix("objective")
                 place = "" if text.startswith(".name") else f".{objective}"
                 raise InputError(f"objective_options{place}{text.removeprefix('.name')}") from None
+        self._check_used()
         blame("auxiliary_run", lambda: self.auxiliary_run.over(self.base_run()))
         for kind, tables in (("datasets", self.datasets), ("auxiliaries", self.auxiliaries)):
             for table in tables:
@@ -283,9 +284,45 @@ class Benchmark(Experiment):
                 blame("probe", partial(self.probe_on, table.label))
         for row, dataset in itertools.product(self.rows(), self.datasets):
             self._check_along(row, dataset.label)
+            self._check_begins(row, dataset)
         for auxiliary in self.auxiliaries:
             if any(row.family == "robust" for row in self.rows()):
                 self._check_along(Row.of("moving_average"), auxiliary.label)
+
+    def objectives_of(self, row: Row) -> tuple[str, ...]:
+        """The criteria of a row: its own, or those that take turns, as many as there are runs for."""
+        name = family_of(row.family).objective
+        return (name,) if name is not None else self.objectives[: self.runs]
+
+    def trained_by(self) -> list[str]:
+        """The criteria of all rows, each once."""
+        return list(dict.fromkeys(name for row in self.rows() for name in self.objectives_of(row)))
+
+    def _check_used(self) -> None:
+        """Refuse options of a criterion that nothing is trained by."""
+        used = self.trained_by()
+        unused = next((name for name in self.objective_options or {} if name not in used), None)
+        if unused is not None:
+            raise InputError(
+                f"objective_options.{unused}: no row trains by {unused!r}; the rows train by {', '.join(used)}. Add it "
+                "to strategies, or to objectives with a row diverse_objectives, or leave its options out."
+            )
+
+    def _check_begins(self, row: Row, table: Dataset) -> None:
+        """Refuse a criterion that begins after the last step of a run, unless a random search drew when it begins."""
+        steps, names = self.base_run_on(table.label).steps, self.objectives_of(row)
+        tried = set()
+        for seed, h in itertools.product(table.seeds, range(self.runs)):
+            name = names[h % len(names)]
+            drawn = dict(self.drawn_options(name, h, TaskName(table.label, data_seed=seed)))
+            at_once = tuple(option for option in BEGIN_OPTIONS.get(name, ()) if option in drawn)
+            if (name, at_once) in tried or name not in BEGIN_OPTIONS:
+                continue
+            tried.add((name, at_once))
+            said = {**self.options_of(name), **dict.fromkeys(at_once, 0)}
+            place, where = f"objective_options.{name}", f"a run on {table.label}"
+            if late := never_begins(name, said, steps, place, where):
+                raise InputError(f"strategies: {row.key!r} cannot be trained: {late}, or run.steps higher.")
 
     def _check_along(self, row: Row, label: str) -> None:
         """Refuse an average along a run that would be the last weights and nothing else."""

@@ -7,6 +7,7 @@ machine. It holds nothing that is not in the store: whatever it makes is found t
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,10 +26,19 @@ from mirepoix.heads import with_head
 from mirepoix.objectives import Objective
 from mirepoix.store import Store, StoredWeights, cached, key_of, result_key
 from mirepoix.training import Loop, Trainer, choose_device
-from mirepoix.types import Diverged, Weights
+from mirepoix.types import Diverged, InputError, Weights
 from mirepoix.weights import interpolate
 
-__all__ = ["NotMade", "Status", "Workbench"]
+__all__ = ["NotMade", "Status", "Workbench", "begins_when_drawn"]
+
+
+@contextmanager
+def begins_when_drawn() -> Iterator[None]:
+    """No warning of an objective that begins after the last step: the plan counts those that were drawn so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\w+ begins at update")
+        yield
+
 
 Status = Literal["stored", "diverged", "missing", "waiting"]
 """Of a training: kept, kept as diverged, ready to be made, or its start is not there yet."""
@@ -40,15 +50,17 @@ class NotMade(LookupError):
     Attributes:
         training: What is to be made first.
         diverged: Whether it was made, and diverged.
+        reason: Why it cannot be made, where its objective says so.
     """
 
-    def __init__(self, training: Trained, diverged: bool = False) -> None:
-        super().__init__(f"{training.task}: {'diverged' if diverged else 'not trained yet'}")
+    def __init__(self, training: Trained, diverged: bool = False, reason: str | None = None) -> None:
+        super().__init__(f"{training.task}: {reason or ('diverged' if diverged else 'not trained yet')}")
         self.training = training
         self.diverged = diverged
+        self.reason = reason
 
     def __reduce__(self) -> Any:  # an error is made again from its text alone, otherwise
-        return NotMade, (self.training, self.diverged)
+        return NotMade, (self.training, self.diverged, self.reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +193,28 @@ class Workbench:
         )
 
     def objective(self, node: Trained) -> Objective:
-        """What a training minimises."""
+        """What a training minimises.
+
+        Raises:
+            NotMade: With the reason, if there is no such objective for this network and these source domains: other
+                rows are none the worse for it.
+        """
         options = {**self.benchmark.options_of(node.objective), **dict(node.options)}
-        return objective_for(self.start(node.task.dataset), self.split(node.task), node.objective, options)
+        start, split = self.start(node.task.dataset), self.split(node.task)
+        try:
+            return objective_for(start, split, node.objective, options)
+        except InputError as error:
+            raise NotMade(node, reason=str(error).removeprefix("objective: ")) from None
+
+    def rehearse(self, node: Trained) -> None:
+        """Make one update of a training from theta_pt and throw it away.
+
+        Raises:
+            NotMade: With the reason, if its objective cannot be made.
+            InputError: If it cannot be used with this network, these source domains or this run.
+        """
+        with begins_when_drawn():
+            self.trainer(node).rehearse(self.start(node.task.dataset).theta, self.split(node.task), node.run)
 
     def weights(self, node: Node) -> Weights:
         """The weights of an expression, read from the store.
@@ -250,7 +281,7 @@ class Workbench:
         """Under which key of the store a training is kept.
 
         Raises:
-            NotMade: If it cannot be known, because the start is not there.
+            NotMade: If it cannot be known, because the start is not there or the objective cannot be made.
         """
         start = self.start_fingerprint(node.theta)
         return result_key(self.trainer(node), start, self.split(node.task), node.run)
@@ -290,7 +321,10 @@ class Workbench:
         """
         theta = self.weights(node.theta)
         try:
-            return cached(self.trainer(node, **options), self.store)(theta, self.split(node.task), node.run)
+            with begins_when_drawn():
+                return cached(self.trainer(node, **options), self.store)(
+                    theta, self.split(node.task), node.run
+                )
         except Diverged:
             raise NotMade(node, diverged=True) from None
 

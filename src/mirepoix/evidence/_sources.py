@@ -106,12 +106,18 @@ def source_of_folder(folder: str | os.PathLike[str]) -> Source:
         folder: What ``--out`` of the job, or ``--to`` of the export, named.
 
     Raises:
-        InputError: For a folder without a report that is no export; for predictions that are missing or damaged;
-            for members in the report that have no predictions; for records that are missing or damaged.
+        InputError: For a folder without a report that is no export, such as that of a benchmark; for predictions that
+            are missing or damaged; for members in the report that have no predictions; for records that are missing or
+            damaged.
     """
     folder = Path(folder)
     if (folder / "starts").is_dir() and not (folder / "job.json").exists():
         return _exported(folder)
+    if (folder / "cells.json").is_file() and not (folder / "report.json").exists():
+        raise InputError(
+            f"{folder}: holds the tables of a benchmark, whose members are in its store. Write them as files with "
+            f"`mirepoix domainbed export RECIPE --out {folder}`, then `mirepoix explain {folder / 'exported'}`."
+        )
     report = read_report(folder)
     try:
         targets = [str(target) for target in report["targets"]]

@@ -63,11 +63,38 @@ class Job:
     progress: Progress
     device: torch.device
 
+    def trainer_on(self, task: Split) -> Trainer:
+        """What minimises the objective of the recipe on a split."""
+        table = self.recipe.objective
+        return replace(self.trainer, objective=objective_for(self.start, task, table.name, table.options))
+
     def train(self, theta: Weights, task: Split, run: Run) -> Any:
         """``Train(theta, D; c)`` by the objective of the recipe, never done twice."""
-        table = self.recipe.objective
-        criterion = objective_for(self.start, task, table.name, table.options)
-        return cached(replace(self.trainer, objective=criterion), self.store)(theta, task, run)
+        return cached(self.trainer_on(task), self.store)(theta, task, run)
+
+    def runs_on(self, split: Split) -> list[Run]:
+        """The configurations c_i."""
+        return sample_runs(
+            self.recipe.space.space(),
+            self.recipe.members,
+            data_seed=split.data_seed,
+            base=self.recipe.base_run(),
+        )
+
+    def rehearse(self, split: Split) -> None:
+        """Make one update by the objective and throw it away, on the smallest batch of any run.
+
+        Raises:
+            InputError: If the objective cannot be used with this network, these source domains or these runs.
+        """
+        if self.recipe.objective.name == "erm":
+            return
+        run = min(self.runs_on(split), key=lambda run: run.batch_size)
+        try:
+            self.trainer_on(split).rehearse(self.start.theta, split, run)
+        except InputError as error:
+            text = str(error).removeprefix("objective: ")
+            raise InputError(f"objective: with {split.target!r} left out: {text}") from None
 
     def probe(self, theta: Weights, task: Split, run: Run) -> Any:
         """The same by the empirical risk: recipes with other objectives share their probe."""
@@ -183,9 +210,7 @@ def _train(job: Job, split: Split, outcome: Outcome) -> tuple[Weights, list[int]
             raise InputError(
                 f"target {split.target!r}: the linear probe diverged: {diverged} Lower probe.learning_rate."
             ) from None
-    runs = sample_runs(
-        recipe.space.space(), recipe.members, data_seed=split.data_seed, base=recipe.base_run()
-    )
+    runs = job.runs_on(split)
     finished = []
     for number, run in enumerate(runs):
         job.progress.stage(f"{where}: run {number} ({number + 1} of {len(runs)})", run.steps)

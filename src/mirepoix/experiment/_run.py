@@ -115,6 +115,8 @@ def _run(
         progress=progress,
         device=choose_device(recipe.loop.device),
     )
+    for split in splits:  # what one of them cannot do is told before any is trained on
+        job.rehearse(split)
     outcomes = [outcome_of(job, split) for split in splits]
     report = build_report(recipe, task, start, outcomes, targets)
     report["environment"] = {

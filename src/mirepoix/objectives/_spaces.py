@@ -165,9 +165,10 @@ RUN_SPACES_SMALL: Mapping[str, Space] = {
 def draw_options(name: str, h: int, data_seed: int = 0, *, small: bool = False) -> dict[str, Any]:
     """The hyperparameters of a criterion in run ``h`` of a random search, as DomainBed draws them.
 
-    Run 0 has the defaults. Run ``h >= 1`` draws each hyperparameter from a generator of its own, seeded by
-    ``(h, data_seed)`` and its name, as `mirepoix.runs.sample_runs` draws the fields of a run: criteria that share a
-    hyperparameter share its value.
+    Run 0 has the defaults; one that the constructor works out from other options is left out. Run ``h >= 1`` draws
+    each hyperparameter from a generator of its own, seeded by ``(h, data_seed)`` and its name, as
+    `mirepoix.runs.sample_runs` draws the fields of a run: criteria that share a hyperparameter share its value. RDM has
+    one range for all datasets here, where DomainBed has others for PACS, TerraIncognita, OfficeHome and DomainNet.
 
     Args:
         name: Of the criterion, as in `OBJECTIVES`.
@@ -190,7 +191,8 @@ def draw_options(name: str, h: int, data_seed: int = 0, *, small: bool = False) 
     if h == 0:
         parameters = inspect.signature(OBJECTIVES[name]).parameters
         otherwise = SMALL_DEFAULTS.get(name, {}) if small else {}
-        return {option: otherwise.get(option, parameters[option].default) for option in space}
+        defaults = {option: otherwise.get(option, parameters[option].default) for option in space}
+        return {option: value for option, value in defaults.items() if value is not None}
     seed = seed_hash(h, data_seed)
     return {
         option: draw(np.random.RandomState(seed_hash(seed, option.removesuffix("_"))))
