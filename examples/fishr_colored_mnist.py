@@ -5,8 +5,8 @@ Command:  python examples/fishr_colored_mnist.py --data DIR [--restarts 10]     
 Time:     with --quick, 20 seconds for both methods. In full, on one core, about 12 minutes for each method and
           restart; so with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000, a third more without.
 Expected: with --quick, accuracies in training, test and grey test of 90, 20 and 62 for ERM, and of 65, 64 and 66 for
-          Fishr on the classifier. In full, 3 restarts: 86.3, 14.0, 71.4 and 71.8, 67.9, 70.4. Published, 10 restarts: 86.4,
-          14.0, 71.0 and 71.0, 69.5, 70.2.
+          Fishr on the classifier. In full, 3 restarts: 86.3, 14.0, 71.4 and 71.8, 67.9, 70.4. Published, 10 restarts:
+          86.4, 14.0, 71.0 and 71.0, 69.5, 70.2.
 
 ColoredMNIST as in the paper of IRM: 50,000 digits for training and 10,000 for the test, at every other pixel; is a
 digit below 5? A quarter of all labels are wrong. The colour agrees with the label, wrong or not, in 80 and 90 % of the
