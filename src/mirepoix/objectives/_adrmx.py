@@ -74,6 +74,8 @@ class ADRMX(Adversarial):
     ``parity=True`` so does this, :math:`K` is then the number of classes of at least two samples; without any it is an
     error, as released.
 
+    A trainer that begins with the classifier alone holds still the featurizer of the network, not the second one.
+
     State: the weights of the second featurizer, of both classifiers and of the discriminator, the moments of its
     optimizer, and the number of updates. An update costs two joint forward passes, one of each featurizer, and in one
     of :math:`k + 1` updates the backward passes of both. `step` logs in either turn ``loss`` (:math:`L`), ``nll``
