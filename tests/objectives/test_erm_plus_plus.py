@@ -272,7 +272,8 @@ def test_a_training_within_the_first_phase_moves_the_classifier_alone():
     network = NetworkSpec(name="mnist_cnn", classes=10, channels=1, width=8)
     theta = initial_weights(network)
     run = Run(steps=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1, collect="last")
-    end = Trainer(network, ERMPlusPlus(), Loop(device="cpu"))(theta, split, run)
+    with pytest.warns(UserWarning, match="ERMPlusPlus begins at update 501"):
+        end = Trainer(network, ERMPlusPlus(), Loop(device="cpu"))(theta, split, run)
     assert {name for name in theta if not torch.equal(theta[name], end[name])} == {
         "classifier.weight",
         "classifier.bias",
