@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mirepoix.objectives._adversarial import Adversarial, told_apart
+from mirepoix.objectives._classifier import classifier_of
 from mirepoix.objectives._joint import single
 from mirepoix.seeds import seed_hash
 from mirepoix.types import Batch, InputError
@@ -178,12 +179,7 @@ class ADRMX(Adversarial):
 
     def losses(self, model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """The weighted sum of all losses but that of the discriminator, less that one, and that one."""
-        classifier = getattr(model, "classifier", None)
-        if not isinstance(classifier, nn.Module):
-            raise InputError(
-                f"ADRMX needs a model with a module `classifier` that makes logits of features, got a "
-                f"{type(model).__name__} without one; `mirepoix.models.Network` has one."
-            )
+        classifier = classifier_of("ADRMX", model)
         images, labels, domains = self.joined(batches)
         # Before the forward passes: dropout on a processor draws from the same generator.
         pairs = self._pairs(labels, domains)
