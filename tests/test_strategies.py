@@ -26,6 +26,8 @@ from mirepoix.strategies import (
     recycle,
     robust_recycle,
     sequence,
+    snapshot,
+    star,
     swad,
     wise,
     wise_sweep,
@@ -130,6 +132,54 @@ def test_wise_prints_its_equation():
 def test_wise_sweep_prints_its_equation():
     swept = wise_sweep(text_train, "theta_pt", "D", RUNS[0], len, (0, 0.25), text_sum)
     assert swept.theta == "0.75 Train(theta_pt, D; c1) + 0.25 theta_pt"
+
+
+def test_snapshot_prints_its_equation():
+    assert snapshot(text_train, "theta_pt", "D", RUNS, list) == [
+        "Train(theta_pt, D; c1)",
+        "Train(Train(theta_pt, D; c1), D; c2)",
+        "Train(Train(Train(theta_pt, D; c1), D; c2), D; c3)",
+    ]
+
+
+def test_star_prints_its_equation():
+    assert star(text_train, "theta_pt", "D", RUNS, list) == [
+        "Train(theta_pt, D; c1)",
+        "Train(Train(theta_pt, D; c1), D; c2)",
+        "Train(Train(theta_pt, D; c1), D; c3)",
+    ]
+
+
+@pytest.mark.parametrize("strategy", [snapshot, star])
+def test_the_training_of_a_later_member_knows_those_before_it(strategy):
+    known = []
+
+    def later(members):
+        known.append(members)
+        return lambda theta, task, run: f"Later(c{run.seed})"
+
+    members = strategy(text_train, "theta_pt", "D", RUNS, list, later=later)
+    assert members == ["Train(theta_pt, D; c1)", "Later(c2)", "Later(c3)"]
+    assert known == [tuple(members[:1]), tuple(members[:2])]
+
+
+@pytest.mark.parametrize("strategy", [snapshot, star])
+def test_members_after_one_another_are_trained_when_asked_for(strategy):
+    made = []
+
+    def train(theta, task, run):
+        made.append(run.seed)
+        return theta + run.seed
+
+    members = strategy(train, 0, "D", RUNS, iter)
+    assert not made
+    assert next(members) == 1 and made == [1]
+    assert list(members) == ([3, 6] if strategy is snapshot else [3, 4])
+
+
+@pytest.mark.parametrize("strategy", [snapshot, star])
+def test_no_runs_are_no_members(strategy):
+    assert strategy(text_train, "theta_pt", "D", [], list) == []
 
 
 def test_recycle_prints_its_equation():

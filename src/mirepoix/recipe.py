@@ -99,9 +99,16 @@ class RunTable(Table):
     batch_size: Count | None = None
     optimizer: Literal["adam", "adamw", "sgd"] | None = None
     momentum: Number | None = None
-    schedule: Literal["constant", "cosine"] | None = None
+    nesterov: Flag | None = None
+    schedule: Literal["constant", "cosine", "steps", "triangular"] | None = None
+    schedule_every: Count | None = None
+    warmup_steps: Natural | None = None
+    milestones: list[Number] | None = None
+    decay: Number | None = None
     augment: Flag | None = None
     classifier_steps: Natural | None = None
+    train_from: str | None = None
+    frozen_statistics: Flag | None = None
     check_every: Count | None = None
     augment_validation: Flag | None = None
     average_from: Count | None = None

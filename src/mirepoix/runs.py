@@ -39,6 +39,12 @@ __all__ = [
 COLLECTED = ("best", "last", "moving_average", "ema", "swad", "swad_released", "snapshots")
 """What `Run.collect` can name."""
 
+SCHEDULES = ("constant", "cosine", "steps", "triangular")
+"""What `Run.schedule` can name."""
+
+LOWEST = 0.01
+"""Where ``triangular`` begins and ends, a share of the learning rate (Garipov et al., 2018)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -53,10 +59,22 @@ class Run:
         batch_size: Images per source domain and step.
         optimizer: ``adam`` (betas 0.9 and 0.999), ``adamw``, or ``sgd`` with ``momentum``.
         momentum: Of ``sgd``.
-        schedule: The learning rate stays ``constant`` or follows half a ``cosine`` down to zero.
+        nesterov: Whether the momentum of ``sgd`` is Nesterov's.
+        schedule: Of the learning rate: ``constant``; half a ``cosine`` down to zero; ``steps``, multiplied by
+            ``decay`` at each of the ``milestones``; ``triangular``, up from a hundredth to the middle of the run
+            and down again. See `Run.learning_rate_at`.
+        schedule_every: Steps between two changes of the learning rate; an epoch, in many published schedules.
+        warmup_steps: First steps, in which the learning rate rises linearly from zero; the schedules ``cosine`` and
+            ``triangular`` are then those of the steps that are left.
+        milestones: Of ``steps``: shares of the run.
+        decay: Of ``steps``: what the learning rate is multiplied by.
         augment: Whether training images are augmented (validation and test images never are).
         classifier_steps: First steps that train the classifier alone; then a new optimizer trains all
             weights. With ``classifier_steps=steps`` the run is a linear probe.
+        train_from: First module of the featurizer that is trained, such as ``layer3`` or ``last_stage``, or
+            ``classifier``: what comes before it in the forward pass is frozen. All is trained by default.
+        frozen_statistics: Whether the batch-norm statistics of what is frozen by ``train_from`` stay as they are too;
+            those of a published public code move.
         check_every: Steps between two evaluations on ID validation; the last step is always evaluated.
         augment_validation: Whether ID validation reads augmented images too, as the reference code of the
             benchmark does; each check draws them anew.
@@ -79,9 +97,16 @@ class Run:
     batch_size: int = 32
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
-    schedule: Literal["constant", "cosine"] = "constant"
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "steps", "triangular"] = "constant"
+    schedule_every: int = 1
+    warmup_steps: int = 0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
     augment: bool = True
     classifier_steps: int = 0
+    train_from: str | None = None
+    frozen_statistics: bool = False
     check_every: int = 100
     augment_validation: bool = False
     average_from: int = 100
@@ -105,8 +130,31 @@ class Run:
         expect(self.batch_size >= 1, "batch_size", "at least 1 image per domain")
         expect(self.optimizer in ("adam", "adamw", "sgd"), "optimizer", "'adam', 'adamw' or 'sgd'")
         expect(0 <= self.momentum < 1, "momentum", "a number in [0, 1)")
-        expect(self.schedule in ("constant", "cosine"), "schedule", "'constant' or 'cosine'")
+        expect(
+            not self.nesterov or (self.optimizer == "sgd" and self.momentum > 0),
+            "nesterov",
+            "false without the momentum of 'sgd'",
+        )
+        expect(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}")
+        expect(self.schedule_every >= 1, "schedule_every", "at least 1 step")
+        expect(
+            0 <= self.warmup_steps < self.steps, "warmup_steps", f"0 to {self.steps - 1} (fewer than steps)"
+        )
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        expect(
+            all(0 < share < 1 for share in self.milestones)
+            and list(self.milestones) == sorted(set(self.milestones)),
+            "milestones",
+            "shares of the run between 0 and 1 that rise, such as (0.5, 0.75)",
+        )
+        expect(math.isfinite(self.decay) and self.decay > 0, "decay", "a positive number")
         expect(0 <= self.classifier_steps <= self.steps, "classifier_steps", f"0 to {self.steps} (steps)")
+        expect(self.train_from != "", "train_from", "the name of a module, or none at all")
+        expect(
+            not self.frozen_statistics or self.train_from is not None,
+            "frozen_statistics",
+            "false without train_from",
+        )
         expect(self.check_every >= 1, "check_every", "at least 1 step")
         expect(self.average_from >= 1, "average_from", "at least 1 update")
         expect(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)")
@@ -115,13 +163,47 @@ class Run:
         expect(math.isfinite(self.swad_tolerance) and self.swad_tolerance >= 0, "swad_tolerance", "0 or more")
         expect(self.collect in COLLECTED, "collect", f"one of {', '.join(COLLECTED)}")
 
+    def learning_rate_at(self, step: int) -> float:
+        r"""The learning rate of an update.
+
+        With :math:`t` the first step of the period of ``schedule_every`` steps in which it lies,
+
+        .. math:: \frac{\eta}{2} \left(1 + \cos \frac{\pi t}{T}\right)
+
+        for ``cosine``: with periods of an epoch the schedule of published snapshot ensembles, which never reaches
+        zero. ``triangular`` is :math:`\eta (0.01 + 0.99 (1 - |2 t / T - 1|))`; ``steps`` is :math:`\eta` times
+        ``decay`` to the power of the number of milestones up to :math:`t`. After :math:`W` ``warmup_steps``, in which
+        it is :math:`\eta (t + p) / W` for periods of :math:`p` steps, cosine and triangle have :math:`t - W` and
+        :math:`T - W` in place of :math:`t` and :math:`T`.
+
+        Args:
+            step: From 0.
+
+        Example:
+            >>> run = Run(steps=25, learning_rate=0.05, schedule="cosine")
+            >>> [round(run.learning_rate_at(epoch), 4) for epoch in (0, 12, 24)]
+            [0.05, 0.0266, 0.0002]
+        """
+        first = step - step % self.schedule_every
+        if step < self.warmup_steps:
+            return self.learning_rate * min(1.0, (first + self.schedule_every) / self.warmup_steps)
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "steps":
+            passed = sum(first >= round(share * self.steps) for share in self.milestones)
+            return float(self.learning_rate * self.decay**passed)
+        done = max(first - self.warmup_steps, 0) / (self.steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * (LOWEST + (1 - LOWEST) * (1 - abs(2 * done - 1)))
+
     def with_(self, **changes: Any) -> Run:
         """The same run with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a record."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
 
 Distribution: TypeAlias = Callable[[np.random.RandomState], Any]

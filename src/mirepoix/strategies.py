@@ -40,6 +40,8 @@ __all__ = [
     "recycle",
     "robust_recycle",
     "sequence",
+    "snapshot",
+    "star",
     "swad",
     "wise",
     "wise_sweep",
@@ -47,6 +49,7 @@ __all__ = [
 
 Interpolate: TypeAlias = Callable[[Sequence[Any], Sequence[float]], Any]
 Attach: TypeAlias = Callable[[Any, Any], Any]
+Later: TypeAlias = Callable[[Sequence[Any]], Train]
 
 
 def _as_is(theta: Any, task: Any) -> Any:
@@ -252,6 +255,74 @@ def wise_sweep(
         if rank > highest:
             kept, coefficient, highest = candidate, share, rank
     return WiseSweep(kept, coefficient, scores)
+
+
+# From a member.
+
+
+def snapshot(
+    train: Train,
+    theta: Any,
+    task: Any,
+    runs: Iterable[Run],
+    combine: Combine[Any],
+    *,
+    later: Later | None = None,
+) -> Any:
+    """theta_i = Train(theta_{i-1}, D; c_i), a chain that begins with theta_0 = theta_pt: SSE.
+
+    The first run is usually the longest, and chosen for the accuracy of one member; the others are cycles of the
+    learning rate, chosen for that of the ensemble. Each begins with a new optimizer and should have its own seed.
+
+    Args:
+        train: Of the first member, and of all with no ``later``.
+        theta: The pre-trained start.
+        task: The source domains.
+        runs: c_1, c_2, ...; `Run` with ``schedule="cosine"`` and ``collect="last"``, as published.
+        combine: `mirepoix.ensembles.Ensemble` for a snapshot ensemble, ``list`` for its members.
+        later: From the members so far, in order, to the training of the next: a criterion that looks at them, such
+            as those of `mirepoix.snapshots`.
+
+    References:
+        Huang et al. (2017), Snapshot ensembles; Sadrtdinov et al. (2023), To stay or not to stay in the pre-train basin.
+    """
+    return combine(_later_members(train, theta, task, runs, later, lambda members: members[-1]))
+
+
+def star(
+    train: Train,
+    theta: Any,
+    task: Any,
+    runs: Iterable[Run],
+    combine: Combine[Any],
+    *,
+    later: Later | None = None,
+) -> Any:
+    """theta_1 = Train(theta_pt, D; c_1), theta_i = Train(theta_1, D; c_i): StarSSE.
+
+    All later members start from the first, so they can be trained in parallel, and with ``combine=average`` they
+    are a soup. Arguments are those of `snapshot`.
+
+    References:
+        Sadrtdinov et al. (2023), To stay or not to stay in the pre-train basin.
+    """
+    return combine(_later_members(train, theta, task, runs, later, lambda members: members[0]))
+
+
+def _later_members(
+    train: Train,
+    theta: Any,
+    task: Any,
+    runs: Iterable[Run],
+    later: Later | None,
+    start: Callable[[Sequence[Any]], Any],
+) -> Iterator[Any]:
+    """A member from theta, then each from one of those before it."""
+    members: list[Any] = []
+    for run in runs:
+        next_train = later(tuple(members)) if later and members else train
+        members.append(next_train(start(members) if members else theta, task, run))
+        yield members[-1]
 
 
 # From auxiliary tasks.

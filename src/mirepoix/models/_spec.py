@@ -118,12 +118,11 @@ class NetworkSpec:
                     dropout=dropout,
                     frozen_batch_norm=self.frozen_batch_norm,
                 )
-            split_at = self._last_stage(featurizers[0]) if self.split_at == "last_stage" else self.split_at
             return BranchNetwork(
                 featurizers,
                 sizes[0],
                 self.classes,
-                split_at=split_at,
+                split_at=self.module_name(self.split_at, featurizers[0]),
                 dropout=dropout,
                 frozen_batch_norm=self.frozen_batch_norm,
             )
@@ -149,7 +148,10 @@ class NetworkSpec:
         """The network of one member alone."""
         return dataclasses.replace(self, members=1, split_at=None, inputs=1)
 
-    def _last_stage(self, featurizer: nn.Module) -> str:
+    def module_name(self, name: str | None, featurizer: nn.Module) -> str | None:
+        """The name of a module as it is in the featurizer: what ``last_stage`` stands for, else the name itself."""
+        if name != "last_stage":
+            return name
         if self.name.startswith("timm:"):
             return str(featurizer.feature_info[-1]["module"])  # type: ignore[index]
         return "conv4" if self.name == "mnist_cnn" else "layer3"

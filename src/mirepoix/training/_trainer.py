@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from mirepoix.checkpoints import fingerprint
 from mirepoix.data import Split, Subset, draw, evaluation_batches, prefetch, split_indices
-from mirepoix.models import Network, NetworkSpec
+from mirepoix.models import Network, NetworkSpec, part_before
 from mirepoix.objectives import ERM, Objective
 from mirepoix.predictions import predict
 from mirepoix.runs import COLLECTED, Run
@@ -191,6 +191,7 @@ class _Fitting:
         self.model.to(self.device).to(memory_format=self.layout)
         self.forward: Any = torch.compile(self.model) if loop.compile else self.model
         self.objective = copy.deepcopy(trainer.objective).to(self.device)
+        self.frozen = part_before(self.model, trainer.network, run.train_from) if run.train_from else None
         self.predictor = _Predictor(self.model, self.objective)
         self.theta = self.model.state_dict()  # live: the tensors change with every update
         self.best = Best()  # its check is always recorded
@@ -222,26 +223,28 @@ class _Fitting:
         """Adam, AdamW or SGD over what is trained from this step on."""
         run = self.run
         self.model.featurizer.requires_grad_(not self.trains_classifier_only())
+        if self.frozen is not None:
+            self.frozen.requires_grad_(False)
         every = (*self.model.parameters(), *self.objective.trained_with_network())
         parameters = [parameter for parameter in every if parameter.requires_grad]
         if run.optimizer == "sgd":
             return torch.optim.SGD(
-                parameters, run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
+                parameters,
+                run.learning_rate,
+                momentum=run.momentum,
+                weight_decay=run.weight_decay,
+                nesterov=run.nesterov,
             )
         kind = torch.optim.Adam if run.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, run.learning_rate, weight_decay=run.weight_decay)
-
-    def learning_rate(self) -> float:
-        run = self.run
-        if run.schedule == "constant":
-            return run.learning_rate
-        return run.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / run.steps))
 
     def training_mode(self) -> None:
         self.model.train()
         self.objective.train()
         if self.trains_classifier_only():
             self.model.featurizer.eval()  # its batch-norm statistics must not move either
+        if self.frozen is not None and self.run.frozen_statistics:
+            self.frozen.eval()
 
     # The loop -----------------------------------------------------------------------------------------------
 
@@ -256,7 +259,7 @@ class _Fitting:
                     self.optimizer = self.new_optimizer()
                     self.training_mode()
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.learning_rate()
+                    group["lr"] = run.learning_rate_at(self.step)
                 self.update(batches)
                 check_due = self.step % run.check_every == 0 or self.step == run.steps - 1
                 self.watch_loss(check_due)
