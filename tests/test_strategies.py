@@ -173,7 +173,8 @@ def test_members_after_one_another_are_trained_when_asked_for(strategy):
 
     members = strategy(train, 0, "D", RUNS, iter)
     assert not made
-    assert next(members) == 1 and made == [1]
+    assert next(members) == 1
+    assert made == [1]
     assert list(members) == ([3, 6] if strategy is snapshot else [3, 4])
 
 

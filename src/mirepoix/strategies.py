@@ -284,7 +284,8 @@ def snapshot(
             as those of `mirepoix.snapshots`.
 
     References:
-        Huang et al. (2017), Snapshot ensembles; Sadrtdinov et al. (2023), To stay or not to stay in the pre-train basin.
+        Huang et al. (2017), Snapshot ensembles; Sadrtdinov et al. (2023), To stay or not to stay in the
+        pre-train basin.
     """
     return combine(_later_members(train, theta, task, runs, later, lambda members: members[-1]))
 
