@@ -54,7 +54,9 @@ def code_version() -> str:
     digest = hashlib.sha256()
     package = Path(str(resources.files("mirepoix")))
     deciding = [package / "runs.py", package / "seeds.py", package / "predictions.py"]
-    deciding += [package / "landscape" / f"_{name}.py" for name in ("distances", "persistence", "rtd")]  # a criterion's
+    deciding += [
+        package / "landscape" / f"_{name}.py" for name in ("distances", "persistence", "rtd")
+    ]  # a criterion's
     for room in ("data", "ensembles", "models", "objectives", "snapshots", "training"):
         deciding += sorted((package / room).rglob("*.py"))
     for file in deciding:
