@@ -9,8 +9,8 @@ is. An update is a whole `step`, with Adam's, on batches that lie on the device:
 ``features``
     What an objective adds beside the network: the featurizer is one weight for each of 2,048 given features, as many as
     ResNet-50 has, so that there are gradients to the features and no convolutions. 32 samples per domain, all
-    objectives but ARM, which needs images. Read the milliseconds, not the ratio; one that goes through the network
-    more than once costs more there than here.
+    objectives but ARM, CutMix and ManifoldMixup, which need images. Read the milliseconds, not the ratio; one that goes
+    through the network more than once costs more there than here.
 ``resnet50``
     A whole ResNet-50 on 8 images of 96 pixels per domain, by default Fishr and ERM alone.
 
@@ -64,6 +64,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 # Updates until the same player has its turn again.
 TURNS = {"dann": 2, "cdann": 2, "adrmx": 3}
+NEED_IMAGES = ("arm", "cutmix", "manifold_mixup")
 WARM = 2
 
 
@@ -229,7 +230,8 @@ def batches(case: Case, device: torch.device) -> list[Batch]:
 def measure(case: Case, names: Sequence[str], repeats: int, clock: Clock) -> Iterator[Row]:
     """One row per objective, which takes turns with ERM."""
     erm = Race("erm", case, clock)
-    races = {name: Race(name, case, clock) for name in names if case.network is not None or name != "arm"}
+    fitting = [name for name in names if case.network is not None or name not in NEED_IMAGES]
+    races = {name: Race(name, case, clock) for name in fitting}
     wishes = WISHES if case.network else {}
     rows = {name: Row(OBJECTIVES[name].__name__, wish=wishes.get(name)) for name in races}
     for turn in range(repeats):

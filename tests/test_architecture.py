@@ -20,9 +20,9 @@ LEVELS = [
     {"weights", "checkpoints", "data", "models", "predictions", "prediction_files"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
     {"training", "store", "remote_store", "recipe"},
-    {"strategies", "selection", "metrics", "calibration", "diversity", "scores", "landscape"},
+    {"strategies", "selection", "metrics", "calibration", "diversity", "scores", "landscape", "snapshots"},
     {"cluster", "experiment", "evidence", "report"},
-    {"domainbed"},
+    {"comparison", "domainbed"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -163,8 +163,8 @@ print("torch" in sys.modules)
 
 def test_every_source_file_with_public_functions_has_a_test_of_its_name(root):
     tests = {path.stem for path in (root / "tests").rglob("test_*.py")}
-    for room in ("diversity", "landscape", "evidence", "objectives", "merging", "ensembles"):
-        always = room in ("objectives", "merging", "ensembles")
+    for room in ("diversity", "landscape", "evidence", "objectives", "merging", "ensembles", "snapshots"):
+        always = room in ("objectives", "merging", "ensembles", "snapshots")
         public = set(import_module(f"mirepoix.{room}").__all__)
         for path in (PACKAGE / room).glob("_[a-z]*.py"):
             own = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]

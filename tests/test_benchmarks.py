@@ -192,9 +192,9 @@ def run_objectives_benchmark(root: Path, *options: str | Path) -> str:
 def test_every_objective_is_measured_beside_erm(root, tmp_path):
     printed = run_objectives_benchmark(root, "--part", "features", "--json", tmp_path / "result.json")
     rows = rows_of(printed)
-    # ARM needs images.
+    need_images = ("arm", "cutmix", "manifold_mixup")
     assert [row["objective"] for row in rows] == [
-        f"`{OBJECTIVES[n].__name__}`" for n in OBJECTIVES if n != "arm"
+        f"`{OBJECTIVES[name].__name__}`" for name in OBJECTIVES if name not in need_images
     ]
     [table] = json.loads((tmp_path / "result.json").read_text())["tables"]
     for row in table["rows"]:
@@ -207,3 +207,49 @@ def test_an_objective_is_measured_with_a_whole_network(root):
     assert [row["objective"] for row in rows] == ["`ARM`", "`Fishr`"]
     assert [row["wish"] for row in rows] == ["", "1.15"]
     assert all(float(row["ratio (median)"]) > 0 for row in rows)
+
+
+def run_ensembles_benchmark(root: Path, *options: str | Path) -> str:
+    command = [sys.executable, root / "benchmarks" / "ensembles.py", "--quick", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_members_trained_together_are_measured_beside_members_alone(root, tmp_path):
+    printed = run_ensembles_benchmark(
+        root,
+        "--part",
+        "dice",
+        "mixmo",
+        "inference",
+        "joint",
+        "--members",
+        "2",
+        "--json",
+        tmp_path / "result.json",
+    )
+    tables = json.loads((tmp_path / "result.json").read_text())["tables"]
+    assert list(tables) == ["dice", "mixmo", "inference", "joint"]
+    compared = {(row["ours"], row["against"], row["limit"]) for row in tables["dice"]}
+    assert compared == {
+        ("DICE", "Independent", 1.25),
+        ("DICE", "2 updates of ERM", 1.25),
+        ("Independent", "2 updates of ERM", None),
+    }
+    assert [row["limit"] for row in tables["mixmo"]] == [1.1]
+    assert [row["limit"] for row in tables["inference"]] == [1.05, None, None]
+    for row in (row for table in tables.values() for row in table):
+        assert row["ratios"] == [row["seconds"][0] / row["others"][0]]
+        assert f"| {row['network']} | {row['ours']} |" in printed
+
+
+def test_later_members_are_measured_beside_plain_ones(root, tmp_path):
+    run_ensembles_benchmark(
+        root, "--part", "frozen", "later", "--clock", "processor", "--json", tmp_path / "result.json"
+    )
+    tables = json.loads((tmp_path / "result.json").read_text())["tables"]
+    frozen, later = ([(row["ours"], row["against"]) for row in tables[part]] for part in ("frozen", "later"))
+    assert frozen == [(f"from {first} on", "all") for first in ("layer3", "layer4", "classifier")]
+    assert later == [(name, "ERM") for name in ("RTD", "MSE", "repulsion", "orthogonal weights", "RTD")]

@@ -24,6 +24,8 @@ from pydantic import BaseModel
 import mirepoix
 from mirepoix import diversity, merging, objectives, strategies
 from mirepoix.cli._methods import METHODS, SELECTIONS
+from mirepoix.comparison import Comparison, SystemTable, load_comparison
+from mirepoix.comparison._recipe import Along, Kind
 from mirepoix.domainbed import COMBINES, FAMILIES, ROWS, load_benchmark
 from mirepoix.domainbed._rows import Row
 from mirepoix.domainbed._settings import Benchmark
@@ -136,7 +138,8 @@ def test_recipes_in_the_pages_can_be_read(page, block, tmp_path):
         values = {**whole, **given}
     file = tmp_path / "recipe.toml"
     file.write_text(tomlkit.dumps(values))
-    (load_benchmark if benchmark else load_recipe)(file)
+    compares = "systems" in values
+    (load_benchmark if benchmark else load_comparison if compares else load_recipe)(file)
 
 
 # Commands
@@ -183,6 +186,8 @@ def test_commands_in_the_pages_exist(where, call):
     changes = context.params.get("changes") or ()
     if changes and verbs[0] == "domainbed":
         load_benchmark("ratatouille-digits", changes)
+    elif changes and where.startswith("docs/comparing-ensembles.md"):
+        load_comparison("cifar10-dice", changes)
     elif changes:
         load_recipe("folder", changes)
     recipe = context.params.get("recipe") if verbs[0] in ("run", "domainbed") else None
@@ -345,13 +350,29 @@ def benchmark_keys() -> dict[str, str]:
     return keys
 
 
+def comparison_keys() -> dict[str, str]:
+    """Every key that only the recipe of a comparison has, with its default in TOML."""
+    keys = {}
+    own = [name for name in Comparison.model_fields if name not in {*Experiment.model_fields, "data"}]
+    for name in own:
+        if name not in ("systems", "evidence"):
+            keys[name] = default(Comparison.model_fields[name])
+    for name, table in (("evidence", Along), ("systems", SystemTable)):
+        for key, field in table.model_fields.items():
+            table_of_run = is_table(field.annotation) is RunTable and field.default is not None
+            empty = table_of_run or field.default == {}
+            keys[f"{name}.{key}"] = "empty" if empty else default(field)
+    return keys
+
+
 @pytest.mark.parametrize(
     ("page", "heads", "expected"),
     [
         ("docs/recipes.md", ["Key"], recipe_keys()),
         ("docs/domainbed.md", ["Benchmark key", "Key of a dataset"], benchmark_keys()),
+        ("docs/comparing-ensembles.md", ["Comparison key", "Key of a system"], comparison_keys()),
     ],
-    ids=["recipes", "domainbed"],
+    ids=["recipes", "domainbed", "comparing-ensembles"],
 )
 def test_every_key_of_a_recipe_is_in_the_table_and_no_other(page, heads, expected):
     rows = [row for head in heads for row in table_rows(page, head)]
@@ -364,6 +385,22 @@ def test_every_key_of_a_recipe_is_in_the_table_and_no_other(page, heads, expecte
             read = [tomllib.loads(f"x = {text.strip('`')}")["x"] for text in (shown[key], value)]
             same = read[0] == read[1]
         assert same, f"{key}: the page says {shown[key]}, the code {value}"
+
+
+def test_every_kind_and_criterion_of_a_system_is_in_the_tables_and_no_other():
+    from mirepoix.ensembles._named import JOINT
+    from mirepoix.snapshots._named import LATER
+
+    page = "docs/comparing-ensembles.md"
+    assert [code_of(row[0]) for row in table_rows(page, "Kind")] == list(get_args(Kind))
+    joint = {code_of(row[0]): row[1] for row in table_rows(page, "Name of members trained together")}
+    later = {code_of(row[0]): row[1] for row in table_rows(page, "Name of later members")}
+    for told, made in (
+        (joint, {name: kind.__name__ for name, kind in JOINT.items()}),
+        (later, {name: each.kind.__name__ for name, each in LATER.items()}),
+    ):
+        assert list(told) == list(made)
+        assert all(f"`{made[name]}`" in text for name, text in told.items())
 
 
 def test_every_row_of_the_benchmark_is_in_the_table_and_no_other():
@@ -422,6 +459,21 @@ def test_every_ensemble_trained_together_is_in_the_table_and_no_other():
     public = [getattr(ensembles, name) for name in ensembles.__all__]
     joint = {x.__name__ for x in public if isinstance(x, type) and issubclass(x, ensembles.JointObjective)}
     assert {code_of(row[0]) for row in rows} == joint - {"JointObjective", "MixMo"}
+
+
+def test_every_way_to_a_later_member_is_in_a_table_and_no_other():
+    from mirepoix import snapshots
+
+    later = {
+        name
+        for name in snapshots.__all__
+        if isinstance(getattr(snapshots, name), type)
+        and issubclass(getattr(snapshots, name), snapshots.LaterMember)
+    }
+    rows = {code_of(row[0]) for row in table_rows("docs/ensembles.md", "Later member")}
+    assert rows == later - {"LaterMember"}
+    samplers = {code_of(row[0]) for row in table_rows("docs/ensembles.md", "Sampler")}
+    assert rows | samplers | {"LaterMember", "simplex_volume"} == set(snapshots.__all__)
 
 
 def test_every_name_of_an_objective_is_in_the_table_and_no_other():

@@ -11,8 +11,12 @@ def write(tmp_path, text):
     return path
 
 
-JOBS = [name for name, path in builtin_recipes().items() if "[[datasets]]" not in path.read_text()]
-"""The others compare strategies: tests/domainbed/test_settings.py."""
+JOBS = [
+    name
+    for name, path in builtin_recipes().items()
+    if not any(tables in path.read_text() for tables in ("[[datasets]]", "[[systems]]"))
+]
+"""The others compare: tests/domainbed/test_settings.py and tests/comparison/test_recipe.py."""
 
 GOOD = 'name = "mine"\n[network]\nname = "cifar_resnet20"\nweights = "w.safetensors"\n'
 

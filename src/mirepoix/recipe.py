@@ -47,8 +47,8 @@ class Data(Table):
     auxiliary task also ``digits-parity`` and the others that the built-in images make."""
     size: Count | None = None
     """Side of the images that the network sees, in pixels."""
-    augmentation: Literal["domainbed", "none"] | None = None
-    """Of training images: ``domainbed`` unless the dataset has none."""
+    augmentation: Literal["domainbed", "crop_flip", "augmix", "none"] | None = None
+    """Of training images: ``domainbed`` unless the dataset has none, or another one (``crop_flip`` for CIFAR)."""
     targets: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     """Domains to leave out, one at a time."""
     seeds: Annotated[list[Natural], Field(min_length=1)] = [0]
@@ -65,7 +65,8 @@ class Data(Table):
     channels: Literal[1, 3] | None = None
     """Of the MNIST variants: 3 for a network that takes colour images."""
     limit: Count | None = None
-    """Images per domain, of the MNIST variants and of parquet tables; all of them by default."""
+    """Images per domain, of the MNIST variants and of parquet tables, or training images of CIFAR; all of them by
+    default."""
 
     @field_validator("targets", "seeds")
     @classmethod
@@ -317,6 +318,11 @@ def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -
     if "datasets" in values:
         raise InputError(
             f"{path}: this recipe compares strategies on a benchmark; run it with `mirepoix domainbed run {recipe}`."
+        )
+    if "systems" in values:
+        raise InputError(
+            f"{path}: this recipe compares ensembles; run it with `mirepoix run {recipe}`, or read it with "
+            "mirepoix.comparison.load_comparison."
         )
     return validated(Recipe, values, path), path
 

@@ -84,7 +84,7 @@ def test_options_that_a_dataset_does_not_take_are_refused(tmp_path: Path) -> Non
         named_task("ColoredMNIST", tmp_path, augmentation="domainbed")
     with pytest.raises(InputError, match=r"all domains, got augmentation None and domains \['15'\]"):
         named_task("RotatedMNIST", tmp_path, domains=["15"])
-    only = r"PACS: expected the options channels and limit for ColoredMNIST and RotatedMNIST only, .* got "
+    only = r"PACS: expected the options channels and limit for ColoredMNIST and RotatedMNIST only .* got "
     with pytest.raises(InputError, match=only + "channels 3 and limit None"):
         named_task("PACS", tmp_path, channels=3)
     with pytest.raises(InputError, match=only + "channels None and limit 5"):

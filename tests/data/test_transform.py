@@ -69,5 +69,7 @@ def test_colours_of_grey_images_are_refused_with_the_way_out() -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(InputError, match="size: expected at least 1 pixel, got 0"):
         Transform(0)
-    with pytest.raises(InputError, match="expected 'domainbed' or 'none', got 'mixup'"):
+    with pytest.raises(
+        InputError, match="expected 'domainbed', 'crop_flip', 'augmix' or 'none', got 'mixup'"
+    ):
         Transform(9, augmentation="mixup")  # type: ignore[arg-type]

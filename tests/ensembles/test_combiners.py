@@ -103,3 +103,32 @@ def test_a_member_without_an_argmax_cannot_vote(bad: float) -> None:
     logits[1, 0, 1] = bad
     with pytest.raises(InputError, match="member 1 cannot vote"):
         vote(logits)
+
+
+@given(**shapes)
+def test_weighted_means_are_those_of_loops(members: int, count: int, classes: int, seed: int) -> None:
+    logits = draw_logits(members, count, classes, seed)
+    raw = torch.rand(members, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    shares = (raw / raw.sum()).tolist()
+    z, log_p = average_logits(logits, shares), average_probabilities(logits, shares)
+    for n in range(count):
+        p = [[math.exp(v) / sum(map(math.exp, row)) for v in row] for row in logits[:, n].tolist()]
+        for k in range(classes):
+            by_hand = sum(s * v for s, v in zip(shares, logits[:, n, k].tolist(), strict=True))
+            assert float(z[n, k]) == pytest.approx(by_hand, abs=1e-12)
+            by_hand = math.log(sum(s * row[k] for s, row in zip(shares, p, strict=True)))
+            assert float(log_p[n, k]) == pytest.approx(by_hand, abs=1e-9)
+
+
+@pytest.mark.parametrize("combine", [average_logits, average_probabilities])
+def test_coefficients_at_a_corner_are_that_member_and_equal_ones_the_mean(combine: Any) -> None:
+    logits = draw_logits(3, 5, 4, 0)
+    torch.testing.assert_close(combine(logits, [0.0, 1.0, 0.0]), combine(logits[1:2]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(combine(logits, [1 / 3] * 3), combine(logits), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("combine", [average_logits, average_probabilities])
+@pytest.mark.parametrize("coefficients", [[1.0], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], []])
+def test_coefficients_that_do_not_fit_are_told(combine: Any, coefficients: list[float]) -> None:
+    with pytest.raises(InputError, match="one number for each of 2 members, none negative, with sum 1"):
+        combine(draw_logits(2, 3, 4, 0), coefficients)

@@ -5,8 +5,6 @@ import torch
 from tests.reference import mixmo
 
 from mirepoix.ensembles._mixing_masks import (
-    box,
-    corners,
     cut_masks,
     descended,
     drawn_coefficients,
@@ -15,27 +13,14 @@ from mirepoix.ensembles._mixing_masks import (
     loss_weights,
     realised,
 )
+from mirepoix.objectives._boxes import box, corners, drawn_centres
 
 DOUBLE = torch.float64
 
 
 def boxes(share, size=(32, 32)):
     """Boxes of these shares at random places."""
-    centres = torch.stack([torch.randint(side, share.shape) for side in size], dim=1)
-    return box(corners(share, centres, size), size)
-
-
-def test_a_box_is_that_of_the_reference():
-    torch.manual_seed(0)
-    share = torch.cat([torch.rand(300, dtype=DOUBLE), torch.tensor([0.0, 1.0, 0.25, 1.0], dtype=DOUBLE)])
-    size = (7, 10)
-    centres = torch.stack([torch.randint(side, share.shape) for side in size], dim=1)
-    centres[-4:] = torch.tensor([[3, 3], [0, 0], [6, 9], [3, 5]])
-    found = box(corners(share, centres, size), size)
-    assert found.shape == (304, 1, 7, 10)
-    for s, centre, inside in zip(share.tolist(), centres.tolist(), found, strict=True):
-        assert inside[0].double().tolist() == mixmo.box(s, centre, size)
-    assert found.flatten(1).sum(1)[-4:].tolist() == [0, 15, 6, 60]
+    return box(corners(share, drawn_centres(len(share), size), size), size)
 
 
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
@@ -43,7 +28,7 @@ def test_a_box_is_that_of_the_reference():
 def test_masks_are_those_of_the_reference_and_sum_to_one(members, cut):
     torch.manual_seed(members)
     kappa = drawn_coefficients(2, members, 50)
-    centres = torch.stack([torch.randint(side, (50,)) for side in (5, 6)], dim=1)
+    centres = drawn_centres(50, (5, 6))
     masks = cut_masks(kappa, box(corners(kappa[0], centres, (5, 6)), (5, 6))) if cut else linear_masks(kappa)
     masks = masks.expand(members, 50, 1, 5, 6)
     assert (masks >= 0).all()

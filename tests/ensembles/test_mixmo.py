@@ -497,3 +497,25 @@ def test_each_member_names_the_digit_that_it_is_shown(objective):
         together = accuracy(objective.predict(model, images).logits, labels)
     assert min(alone) > 0.85
     assert together >= sum(alone) / 2 - 0.01
+
+
+@pytest.mark.parametrize("cut_probability", [0, 1])
+def test_without_a_box_in_any_image_pixels_change_nothing(cut_probability):
+    """The draws for boxes come last, so that the others stay what they are."""
+    losses = []
+    for probability in (0, 1e-300):
+        torch.manual_seed(5)
+        objective = CutMixMo(cut_probability=cut_probability, cutmix_probability=probability)
+        losses.append(objective(network(), drawn(0)))
+    assert torch.equal(*losses)
+
+
+def test_the_own_label_counts_half_or_more_whatever_the_mask():
+    objective = CutMixMo(cutmix_probability=1)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        images = torch.rand(8, 1, 6, 6)
+        for size in ((6, 6), (3, 3)):
+            masks = objective.drawn_masks(2, 8, size, torch.empty((), dtype=torch.float64))
+            _, _, shares = objective.cut_and_pasted(images, [images, images], masks)
+            assert ((shares >= 0.5) & (shares <= 1)).all()

@@ -132,6 +132,7 @@ ROWS: Mapping[str, Row] = {
     "CausIRLCORAL": Row(objectives.CausIRLCORAL, neutral={"mmd_gamma": 0.0}),
     "CausIRLMMD": Row(objectives.CausIRLMMD, neutral={"mmd_gamma": 0.0}),
     "CondCAD": Row(objectives.CondCAD, ("features",), {"is_project": True}, neutral={"lmbda": 0.0}),
+    "CutMix": Row(objectives.CutMix, neutral={"probability": 0.0}),
     "DANN": Row(
         DANN,
         ("features", "domains"),
@@ -204,6 +205,8 @@ ROWS: Mapping[str, Row] = {
     ),
     # No neutral options: the risks are summed, and the classifier is told the mean feature.
     "MTL": Row(MTL, ("features", "classes", "domains"), predicts=True),
+    # No neutral options: something is always mixed.
+    "ManifoldMixup": Row(objectives.ManifoldMixup, updates=4),
     # No neutral options: at beta 0 the meta-test domains have no part in the update.
     "MLDG": Row(
         objectives.MLDG, fewest_domains=2, too_few_domains="MLDG needs at least 2 source domains", updates=4

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from mirepoix.comparison import Comparison
     from mirepoix.recipe import Recipe
 
 __all__ = ["run"]
@@ -46,11 +47,13 @@ def run(
 ) -> None:
     """Train members from one start, combine them, and report which combination is best and why.
 
+    A recipe with [[systems]] compares ensembles: each is trained in several trials, and the report is a table.
+
     Without a recipe, the built-in task runs: handwritten digits, rotated into six domains. With --data and no
     recipe, the recipe is 'folder'. A job that was stopped, however it was stopped, continues when the same
     command runs again.
     """
-    from mirepoix.recipe import load_recipe
+    from mirepoix.recipe import load_recipe, read_values
 
     settings = list(changes or [])
     if target is not None:
@@ -61,7 +64,15 @@ def run(
         settings.append("data.skip_unreadable=true")
     if recipe is None and data is not None:
         recipe = "folder"
-    parsed, path = load_recipe(recipe, settings)
+    parsed: Recipe | Comparison
+    compares = "systems" in read_values(recipe, settings)[0]
+    if compares:
+        from mirepoix.comparison import load_comparison
+
+        assert recipe is not None  # neither the built-in recipe nor 'folder' does
+        parsed, path = load_comparison(recipe, settings)
+    else:
+        parsed, path = load_recipe(recipe, settings)
     folder = out or Path(f"mirepoix-{parsed.name}")
     words = ["mirepoix", "run", *([recipe] if recipe else []), *(["--data", str(data)] if data else [])]
     words += [word for setting in settings for word in ("--set", setting)]
@@ -78,19 +89,32 @@ def run(
 
 
 def _work(
-    recipe: Recipe, path: Path, folder: Path, data: Path | None, store: Path | None, command: str
+    recipe: Recipe | Comparison, path: Path, folder: Path, data: Path | None, store: Path | None, command: str
 ) -> dict[str, object]:
     """Run the recipe with a progress bar on standard error."""
     from mirepoix.cli._progress import Bar
+    from mirepoix.recipe import Recipe
 
     with Bar() as bar:
         bar.stage("loading torch")
-        from mirepoix.experiment import run_recipe
         from mirepoix.report import write_report
 
-        content = run_recipe(
-            recipe, recipe_path=path, out=folder, data=data, store=store, progress=bar, command=command
-        )
+        options: Any = {
+            "recipe_path": path,
+            "out": folder,
+            "data": data,
+            "store": store,
+            "progress": bar,
+            "command": command,
+        }
+        if isinstance(recipe, Recipe):
+            from mirepoix.experiment import run_recipe
+
+            content = run_recipe(recipe, **options)
+        else:
+            from mirepoix.comparison import run_comparison
+
+            content = run_comparison(recipe, **options)
         bar.stage("writing the report")
         write_report(content, folder)
     return content

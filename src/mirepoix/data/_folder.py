@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from mirepoix.data._cache import MEMORY_BUDGET, Progress, Shelf, read_pictures
 from mirepoix.data._decode import FilePicture
 from mirepoix.data._images import IntArray
 from mirepoix.data._task import Domain, Task, digest_of, make_task, nearest
-from mirepoix.data._transform import Transform
+from mirepoix.data._transform import AugmentationName, Transform
 from mirepoix.types import InputError
 
 __all__ = ["assemble", "check_classes", "check_domain_count", "folder_task", "subfolders"]
@@ -41,7 +40,7 @@ def folder_task(
     *,
     name: str | None = None,
     size: int = 224,
-    augmentation: Literal["domainbed", "none"] = "domainbed",
+    augmentation: AugmentationName = "domainbed",
     domains: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     memory_budget: int = MEMORY_BUDGET,
@@ -59,7 +58,7 @@ def folder_task(
         path: The folder.
         name: Of the task; the folder's by default.
         size: Side in pixels of what the network sees.
-        augmentation: Of training images.
+        augmentation: Of training images, see ``Transform``.
         domains: Names of the sub-folders to use; all of them by default.
         cache_dir: Where decoded images are kept for later runs; ``None`` keeps them in memory.
         memory_budget: Bytes that decoded images may take; a larger task is decoded each time it is read.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Unpack
+from typing import Any, BinaryIO, Unpack
 
 import numpy as np
 
@@ -15,13 +15,14 @@ from mirepoix.data._folder import assemble, check_classes, check_domain_count
 from mirepoix.data._images import IntArray
 from mirepoix.data._mnist import check_limit
 from mirepoix.data._task import Task, digest_of, nearest
-from mirepoix.data._transform import Transform
+from mirepoix.data._transform import AugmentationName, Transform
 from mirepoix.seeds import stream
 from mirepoix.types import InputError
 
-__all__ = ["parquet_task"]
+__all__ = ["SPLIT", "RowPicture", "encoded_pictures", "parquet_task", "read_parts"]
 
 IMAGE_COLUMNS = ("image", "img")
+SPLIT = "__split__"
 
 
 def parquet_task(
@@ -32,7 +33,7 @@ def parquet_task(
     image_column: str | None = None,
     name: str | None = None,
     size: int = 224,
-    augmentation: Literal["domainbed", "none"] = "domainbed",
+    augmentation: AugmentationName = "domainbed",
     domains: Sequence[str] | None = None,
     limit: int | None = None,
     data_seed: int = 0,
@@ -52,7 +53,7 @@ def parquet_task(
         image_column: Column of the encoded pictures; by default ``image`` or ``img``.
         name: Of the task; that of the source by default.
         size: Side in pixels of what the network sees.
-        augmentation: Of training images.
+        augmentation: Of training images, see ``Transform``.
         domains: Names of the domains to use; all of them by default.
         limit: Images per domain; all of them by default. Which ones depends on the data seed, the name of
             the domain and its number of rows only; a smaller limit takes some of those that a larger one
@@ -78,7 +79,7 @@ def parquet_task(
                 f"{source}: expected a column {column!r}, got none.{nearest(column, columns)} "
                 f"Columns: {', '.join(column for column in columns if column != SPLIT)}."
             )
-    table, picture_of = _encoded(table, image_column)
+    table, picture_of = encoded_pictures(table, image_column)
     homes = list(table[domain_column])
     if None in homes:
         raise InputError(
@@ -107,7 +108,7 @@ def parquet_task(
     ]
     choice = (limit, data_seed) if drawn else ()
     shelves, notes = read_pictures(
-        [[_RowPicture(table, image_column, int(row), picture_of) for row in some] for some in rows],
+        [[RowPicture(table, image_column, int(row), picture_of) for row in some] for some in rows],
         size=size,
         key=None if key is None else digest_of(key, image_column, domain_column, chosen, *choice),
         **loading,
@@ -123,9 +124,6 @@ def parquet_task(
     )
 
 
-SPLIT = "__split__"
-
-
 def _limited(rows: IntArray, limit: int | None, data_seed: int, domain: str) -> IntArray:
     """The first of a permutation of these rows, back in their order."""
     if limit is None or limit >= len(rows):
@@ -135,7 +133,7 @@ def _limited(rows: IntArray, limit: int | None, data_seed: int, domain: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _RowPicture:
+class RowPicture:
     """The picture of one row, read from the table when it is opened."""
 
     table: Any
@@ -158,47 +156,73 @@ class _RowPicture:
 
 def _table(source: str | Path, domain_column: str | None, cache_dir: Path | None) -> tuple[Any, str | None]:
     """All rows as one table, and a key for the files they come from."""
+    _library(source)
+    path = Path(source)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if path.exists() and not files:
+        raise InputError(f"expected Parquet files in {path}, got none. Check the path.")
+    if files and domain_column is None:
+        folder = path if path.is_dir() else path.parent
+        groups = {file.relative_to(folder).with_suffix("").as_posix(): [file] for file in files}
+    else:
+        groups = {"all": files} if files else {}
+    parts = _loaded(source, groups, cache_dir)
+    return _joined(parts, named=domain_column is None), _key(path, files) if files else None
+
+
+def read_parts(source: Path, parts: Mapping[str, Sequence[Path]], cache_dir: Path | None) -> tuple[Any, str]:
+    """All rows of these Parquet files as one table, whose column ``SPLIT`` names their part, and a key for them."""
+    table = _joined(_loaded(source, parts, cache_dir), named=True)
+    return table, _key(source, [file for files in parts.values() for file in files])
+
+
+def _library(source: str | Path) -> Any:
+    """The module that reads tables."""
     try:
         import datasets
     except ImportError as error:
         raise InputError(
             f"reading {source} needs the datasets library. Install it with `pip install 'mirepoix[data]'`."
         ) from error
-    path = Path(source)
+    return datasets
+
+
+def _loaded(
+    source: str | Path, groups: Mapping[str, Sequence[Path]], cache_dir: Path | None
+) -> dict[str, Any]:
+    """The tables of groups of files, or the splits of a dataset of the hub where there are no files."""
+    datasets = _library(source)
     where = None if cache_dir is None else str(Path(cache_dir) / "datasets")
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
-    if path.exists() and not files:
-        raise InputError(f"expected Parquet files in {path}, got none. Check the path.")
     try:
-        if files and domain_column is None:
-            folder = path if path.is_dir() else path.parent
-            by_file = {file.relative_to(folder).with_suffix("").as_posix(): str(file) for file in files}
-            parts = {
-                stem: datasets.load_dataset("parquet", data_files=file, split="train", cache_dir=where)
-                for stem, file in by_file.items()
-            }
-        elif files:
-            data_files = [str(file) for file in files]
-            parts = {
-                "all": datasets.load_dataset("parquet", data_files=data_files, split="train", cache_dir=where)
-            }
-        else:
-            parts = dict(datasets.load_dataset(str(source), cache_dir=where))
+        if not groups:
+            return dict(datasets.load_dataset(str(source), cache_dir=where))
+        return {
+            name: datasets.load_dataset(
+                "parquet", data_files=[str(file) for file in files], split="train", cache_dir=where
+            )
+            for name, files in groups.items()
+        }
     except Exception as error:  # the library raises its own, Arrow's and the network's errors
         raise InputError(
             f"expected a Parquet file, a folder of them or a dataset of the hub, got {source}, "
             f"which could not be read: {type(error).__name__}: {error}"
         ) from error
-    if domain_column is None:
-        parts = {name: part.add_column(SPLIT, [name] * len(part)) for name, part in parts.items()}
-    table = datasets.concatenate_datasets(list(parts.values()))
-    if not files:
-        return table, None
+
+
+def _joined(parts: Mapping[str, Any], *, named: bool) -> Any:
+    """The rows of all parts, with a column that names the part if asked to."""
+    import datasets
+
+    tables = [part.add_column(SPLIT, [name] * len(part)) if named else part for name, part in parts.items()]
+    return datasets.concatenate_datasets(tables)
+
+
+def _key(path: Path, files: Sequence[Path]) -> str:
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return table, digest_of("parquet", str(path.resolve()), *stats)
+    return digest_of("parquet", str(path.resolve()), *stats)
 
 
-def _encoded(table: Any, column: str) -> tuple[Any, bool]:
+def encoded_pictures(table: Any, column: str) -> tuple[Any, bool]:
     """The table with its pictures left encoded, and whether they lie in a structure."""
     import datasets
 

@@ -5,6 +5,7 @@ members' probabilities. Logits in half precision are widened to float32, and so 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -18,41 +19,48 @@ __all__ = ["average_logits", "average_probabilities", "vote"]
 
 def average_logits(
     logits: Float[Tensor, "members samples classes"],
+    coefficients: Sequence[float] | None = None,
 ) -> Float[Tensor, "samples classes"]:
-    r"""The mean over members of their logits.
+    r"""The mean over members of their logits, or their weighted mean.
 
-    .. math:: \bar z = \frac1M \sum_i z_i.
+    .. math:: \bar z = \frac1M \sum_i z_i \quad\text{or}\quad \bar z = \sum_i \lambda_i z_i.
 
     A member with larger logits weighs more: confidence counts.
 
     Args:
         logits: Of each member.
+        coefficients: :math:`\lambda_i`, none of them negative, with sum one; equal by default.
 
     Raises:
-        InputError: Without members.
+        InputError: Without members; for coefficients that do not fit.
 
     Example:
         >>> average_logits(torch.tensor([[[0.0, 2.0]], [[4.0, 0.0]]]))
         tensor([[2., 1.]])
     """
-    return _widened(logits).mean(0)
+    logits = _widened(logits)
+    if coefficients is None:
+        return logits.mean(0)
+    return (_shares(logits, coefficients) * logits).sum(0)
 
 
 def average_probabilities(
     logits: Float[Tensor, "members samples classes"],
+    coefficients: Sequence[float] | None = None,
 ) -> Float[Tensor, "samples classes"]:
-    r"""The logarithm of the mean over members of their probabilities.
+    r"""The logarithm of the mean over members of their probabilities, or of their weighted mean.
 
-    .. math:: \log \bar p = \log \frac1M \sum_i \mathrm{softmax}(z_i).
+    .. math:: \log \bar p = \log \sum_i \lambda_i \mathrm{softmax}(z_i).
 
     The result is a log-probability, so it can stand wherever logits can: the softmax of it is
     :math:`\bar p`. It is computed without leaving the logarithm, so tiny probabilities do not vanish.
 
     Args:
         logits: Of each member.
+        coefficients: :math:`\lambda_i`, none of them negative, with sum one; 1/M by default.
 
     Raises:
-        InputError: Without members.
+        InputError: Without members; for coefficients that do not fit.
 
     Example:
         >>> logits = torch.tensor([[[0.8, 0.2]], [[0.4, 0.6]]]).log()
@@ -60,7 +68,11 @@ def average_probabilities(
         tensor([[0.6000, 0.4000]])
     """
     log_p = _widened(logits).log_softmax(-1)
-    return log_p.logsumexp(0) - math.log(len(log_p))
+    if coefficients is None:
+        return log_p.logsumexp(0) - math.log(len(log_p))
+    shares = _shares(log_p, coefficients)
+    present = shares.flatten() > 0  # minus infinity times nothing is no number
+    return (log_p[present] + shares[present].log()).logsumexp(0)
 
 
 def vote(logits: Float[Tensor, "members samples classes"]) -> Int[Tensor, " samples"]:
@@ -102,3 +114,15 @@ def _widened(logits: Tensor) -> Tensor:
             f"got {tuple(logits.shape)}."
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _shares(logits: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """The coefficients, (members, 1, 1)."""
+    values = [float(value) for value in coefficients]
+    total = math.fsum(values)
+    if len(values) != len(logits) or not min(values, default=0) >= 0 or not abs(total - 1) <= 1e-6:
+        raise InputError(
+            f"coefficients: expected one number for each of {len(logits)} members, none negative, with sum 1, got "
+            f"{values}. Divide them by their sum."
+        )
+    return logits.new_tensor(values)[:, None, None]

@@ -1,4 +1,4 @@
-"""Where in a sum of inputs each member is seen: coefficients, boxes, masks and what they weigh in the loss."""
+"""Where in a sum of inputs each member is seen: coefficients, masks and what they weigh in the loss."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = [
-    "box",
-    "corners",
     "cut_masks",
     "descended",
     "drawn_coefficients",
@@ -55,34 +53,6 @@ def drawn_orders(
     own = int(round(count * (1 - input_repetition), 6))
     orders = [torch.cat([places[:own][torch.randperm(own)], places[own:]]) for _ in range(members)]
     return torch.stack(orders) % samples
-
-
-def corners(
-    share: Float[Tensor, " samples"], centres: Int[Tensor, "samples 2"], size: tuple[int, int]
-) -> Int[Tensor, "samples 4"]:
-    r"""First and last row, first and last column of boxes (Yun et al., 2019, CutMix); the last are not in the box.
-
-    The sides are the fraction :math:`\sqrt{s}` of those of the frame, rounded down, and the box reaches from its
-    centre half of them, rounded down, to each side, so far as the frame does.
-
-    Args:
-        share: :math:`s`, the area of the box before it is cut off at the frame.
-        centres: Its row and column.
-        size: Rows and columns of the frame.
-    """
-    frame = torch.tensor(size)
-    half = (frame * share.sqrt()[:, None]).long() // 2  # (samples, 2)
-    first, last = (centres - half).clamp(min=0), torch.minimum(centres + half, frame)
-    return torch.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], dim=1)
-
-
-def box(edges: Int[Tensor, "samples 4"], size: tuple[int, int]) -> Bool[Tensor, "samples 1 rows columns"]:
-    """Whether a place is inside of boxes with these `corners`, on their device."""
-    rows, columns = (torch.arange(side, device=edges.device) for side in size)
-    top, bottom, left, right = edges.T[..., None]  # (samples, 1)
-    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
-    result: Tensor = inside[:, None]
-    return result
 
 
 def linear_masks(

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from mirepoix.ensembles._joint_objective import JointObjective
 from mirepoix.ensembles._mixing_masks import (
-    box,
-    corners,
     cut_masks,
     descended,
     drawn_coefficients,
@@ -22,6 +20,7 @@ from mirepoix.ensembles._mixing_masks import (
     loss_weights,
     realised,
 )
+from mirepoix.objectives._boxes import box, corners, drawn_centres
 from mirepoix.objectives._joint import single
 from mirepoix.objectives._scheduled import Scheduled, check_count
 from mirepoix.types import Batch, InputError
@@ -120,7 +119,7 @@ class MixMo(JointObjective, Scheduled):
         roles = torch.randperm(members).to(like.device)
         if not cut:
             return linear_masks(coefficients.to(like))[roles]
-        edges = corners(coefficients[0], _drawn_centres(samples, size), size).to(like.device)
+        edges = corners(coefficients[0], drawn_centres(samples, size), size).to(like.device)
         return cut_masks(coefficients.to(like), box(edges, size))[roles]
 
     def cut_and_pasted(
@@ -135,7 +134,7 @@ class MixMo(JointObjective, Scheduled):
         size = (images.shape[2], images.shape[3])
         chosen = torch.rand(members, samples, dtype=torch.float64) < self.cutmix_probability
         area = torch.rand(members, samples, dtype=torch.float64) * chosen  # others get an empty box
-        edges = [corners(of_member, _drawn_centres(samples, size), size) for of_member in area]
+        edges = [corners(of_member, drawn_centres(samples, size), size) for of_member in area]
         partners = torch.randint(len(images), (members, samples)).to(images.device)
         chosen = chosen.to(images.device)
         pasted, shares = [], []
@@ -323,11 +322,6 @@ def _members(name: str, model: nn.Module) -> int:
             f"{type(model).__name__}; mirepoix.models.NetworkSpec(inputs=2) makes one."
         )
     return int(model.members)  # type: ignore[arg-type]
-
-
-def _drawn_centres(samples: int, size: tuple[int, int]) -> Tensor:
-    """A row and a column for each sample, each as likely."""
-    return torch.stack([torch.randint(side, (samples,)) for side in size], dim=1)
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:

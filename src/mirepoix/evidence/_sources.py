@@ -119,6 +119,11 @@ def source_of_folder(folder: str | os.PathLike[str]) -> Source:
             f"`mirepoix domainbed export RECIPE --out {folder}`, then `mirepoix explain {folder / 'exported'}`."
         )
     report = read_report(folder)
+    if report.get("kind") == "comparison":
+        raise InputError(
+            f"{folder}: holds a comparison of ensembles, which has members of several systems. Name the predictions of "
+            f"one: `mirepoix diversity {folder / 'predictions'}/TRIAL/SYSTEM.safetensors`."
+        )
     try:
         targets = [str(target) for target in report["targets"]]
         seeds = [int(seed) for seed in report["protocol"]["data_seeds"]]

@@ -7,6 +7,7 @@ from mirepoix.objectives._cad import CAD
 from mirepoix.objectives._causirl import CausIRLCORAL, CausIRLMMD
 from mirepoix.objectives._cond_cad import CondCAD
 from mirepoix.objectives._coral import CORAL
+from mirepoix.objectives._cutmix import CutMix
 from mirepoix.objectives._dann import CDANN, DANN
 from mirepoix.objectives._eqrm import EQRM
 from mirepoix.objectives._erm import ERM
@@ -18,6 +19,7 @@ from mirepoix.objectives._iberm import IBERM
 from mirepoix.objectives._ibirm import IBIRM
 from mirepoix.objectives._iga import IGA
 from mirepoix.objectives._irm import IRM
+from mirepoix.objectives._manifold_mixup import ManifoldMixup
 from mirepoix.objectives._mixup import Mixup
 from mirepoix.objectives._mldg import MLDG
 from mirepoix.objectives._mmd import MMD
@@ -67,10 +69,12 @@ __all__ = [
     "CausIRLCORAL",
     "CausIRLMMD",
     "CondCAD",
+    "CutMix",
     "ERMPlusPlus",
     "Fish",
     "Fishr",
     "GroupDRO",
+    "ManifoldMixup",
     "Mixup",
     "Objective",
     "SANDMask",

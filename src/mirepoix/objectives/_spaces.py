@@ -61,6 +61,8 @@ OPTION_SPACES: Mapping[str, Options] = {
     },
     "sd": {"sd_reg": log_uniform(10, -5, -1)},
     "mixup": {"mixup_alpha": log_uniform(10, -1, 1)},
+    "cutmix": {},  # DomainBed has neither of the two
+    "manifold_mixup": {},
     "coral": _GAMMA,
     "mmd": _GAMMA,
     "causirl_coral": _GAMMA,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mirepoix.report._comparison import comparison_texts
 from mirepoix.report._figures import plots
 from mirepoix.report._html import html
 from mirepoix.report._markdown import markdown
@@ -25,7 +26,8 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     what can be read is always whole. Equal reports give equal bytes.
 
     Args:
-        report: Plain data, with the fields that the page prints (`mirepoix.report._result`).
+        report: Plain data, with the fields that the page prints (`mirepoix.report._result`), or of the kind
+            ``comparison`` what `mirepoix.comparison.run_comparison` returns.
         folder: Made if it does not exist.
 
     Returns:
@@ -34,10 +36,13 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     from mirepoix.checkpoints import write_atomically, write_json
 
     folder = Path(folder)
-    texts = {folder / "report.md": markdown(report)}
-    for plot in plots(report):
-        texts[folder / "figures" / f"{plot.name}.svg"] = plot.svg(inline=False)
-    texts[folder / "report.html"] = html(report)
+    if report.get("kind") == "comparison":
+        texts = {folder / name: text for name, text in comparison_texts(report).items()}
+    else:
+        texts = {folder / "report.md": markdown(report)}
+        for plot in plots(report):
+            texts[folder / "figures" / f"{plot.name}.svg"] = plot.svg(inline=False)
+        texts[folder / "report.html"] = html(report)
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", dict(report))

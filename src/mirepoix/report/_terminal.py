@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mirepoix.report._comparison import accuracies, narrowed
 from mirepoix.report._numbers import NOT_AVAILABLE, cleaned, finite, percent
 from mirepoix.report._tables import Cell, Table, accuracy_table
 
@@ -23,32 +24,37 @@ class TerminalTable:
     Attributes:
         wide: Every target has its column.
         narrow: The mean over targets and the worst of them, for when that does not fit.
+        title: What the numbers are.
     """
 
     wide: Table
     narrow: Table
+    title: str = "OOD accuracy, percent"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        yield _rich(self.wide if _width(self.wide) <= options.max_width else self.narrow)
+        yield _rich(self.wide if _width(self.wide) <= options.max_width else self.narrow, self.title)
 
 
 def terminal_table(report: Mapping[str, Any]) -> TerminalTable:
-    """OOD accuracy in percent for each strategy and target, best of each column bold.
+    """OOD accuracy in percent for each strategy and target, best of each column bold; of a comparison, each system.
 
     Example:
         >>> from rich.console import Console
         >>> Console().print(terminal_table(report))  # doctest: +SKIP
     """
     report = cleaned(dict(report))
+    if report.get("kind") == "comparison":
+        table = accuracies(report)
+        return TerminalTable(table, narrowed(table), f"Accuracy on {report['target']}, percent")
     wide = accuracy_table(report, "ood", costs=True)
     return TerminalTable(wide, _narrow(report, wide))
 
 
-def _rich(table: Table) -> RichTable:
+def _rich(table: Table, title: str) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    result = RichTable(title="OOD accuracy, percent", title_justify="left")
+    result = RichTable(title=Text(title), title_justify="left")
     for index, name in enumerate(table.columns):
         # Text and not str: a domain may be called "[red]".
         result.add_column(Text(name), justify="right" if index else "left", no_wrap=index > 0)
