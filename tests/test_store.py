@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import mirepoix
 from mirepoix.checkpoints import fingerprint
 from mirepoix.models import initial_weights
 from mirepoix.runs import Run
@@ -317,3 +318,26 @@ def test_a_record_tells_a_diverged_run(tmp_path):
     record = store.record("weights", result_key(trainer, theta, split, wild))
     assert record["status"] == "diverged"
     assert record["files"] == {}
+
+
+def test_a_result_that_depends_on_more_files_has_their_digest(monkeypatch, tmp_path):
+    package = tmp_path / "mirepoix"
+    shutil.copytree(Path(mirepoix.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("mirepoix.store.resources.files", lambda name: package)
+    also = ("merging/_fisher.py", "diversity")
+
+    def versions():
+        code_version.cache_clear()
+        return code_version(), code_version(*also)
+
+    try:
+        before = versions()
+        assert before[0] != before[1]
+        for name in ("merging/_fisher.py", "diversity/_ratio_error.py"):
+            (package / name).write_text((package / name).read_text() + "\n")
+            after = versions()
+            assert after[0] == before[0]
+            assert after[1] != before[1]
+            before = after
+    finally:
+        code_version.cache_clear()

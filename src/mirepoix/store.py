@@ -49,8 +49,12 @@ def key_of(made_of: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def code_version() -> str:
-    """A digest of the source files that decide the outcome of a training."""
+def code_version(*also: str) -> str:
+    """A digest of the source files that decide the outcome of a training.
+
+    Args:
+        also: Further files and folders of the package, for results that depend on more.
+    """
     digest = hashlib.sha256()
     package = Path(str(resources.files("mirepoix")))
     deciding = [package / "runs.py", package / "seeds.py", package / "predictions.py"]
@@ -59,6 +63,9 @@ def code_version() -> str:
     ]  # a criterion's
     for room in ("data", "ensembles", "models", "objectives", "snapshots", "training"):
         deciding += sorted((package / room).rglob("*.py"))
+    for name in also:
+        place = package / name
+        deciding += sorted(place.rglob("*.py")) if place.is_dir() else [place]
     for file in deciding:
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -324,3 +324,9 @@ def test_an_objective_that_cannot_make_an_update_is_told_before_any_is_made(cli,
     assert "run 0" not in result.err
     records = Path("out/store/weights").glob("*/record.json")
     assert len(list(records)) == 1  # the pre-training: no probe and no run
+
+
+def test_systems_need_a_recipe_of_their_own(cli):
+    result = cli("run", "--set", 'systems=[{name="a",kind="deep_ensemble"}]')
+    assert result.code == 2
+    assert "compares no ensembles; write one with [[systems]]" in result.err

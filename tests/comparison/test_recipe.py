@@ -159,6 +159,10 @@ def test_a_mistake_names_file_key_expectation_and_value(file, change, message):
             {"kind": "swag", "members": 1},
             r"systems.a.members: expected at least 2 members of the kind 'swag'",
         ),
+        (
+            {"kind": "swag", "sampling": {"rank": 1}},
+            r"systems.a.sampling.rank: expected 0, or 2 and more, .*got 1",
+        ),
         ({"kind": "swag", "sampling": {"rnak": 3}}, r"systems.a.sampling.rnak: unknown key \(did you mean"),
         ({"kind": "swag", "sampling": {"scale": -1.0}}, r"systems.a.sampling.scale: .*greater than or equal"),
         (
@@ -198,6 +202,10 @@ def test_later_members_need_a_cycle(file):
         ),
         ({"kind": "deep_ensemble", "starts": ["a"], "scratch": True}, "starts: not beside scratch"),
         ({"kind": "joint", "inputs": 2}, "objective: expected one that mixes inputs, .*got none"),
+        (
+            {"kind": "star", "cycle": {}, "objective": "cutmix", "later": "mse"},
+            "objective: not beside later, whose members minimise the risk and a term of their own",
+        ),
     ],
 )
 def test_what_cannot_go_together_is_told(system, message):

@@ -128,6 +128,12 @@ def test_coefficients_at_a_corner_are_that_member_and_equal_ones_the_mean(combin
 
 
 @pytest.mark.parametrize("combine", [average_logits, average_probabilities])
+def test_a_member_of_no_weight_may_predict_anything(combine: Any) -> None:
+    logits = torch.tensor([[[1.0, -math.inf]], [[0.0, 2.0]]])
+    torch.testing.assert_close(combine(logits, [0.0, 1.0]), combine(logits[1:]))
+
+
+@pytest.mark.parametrize("combine", [average_logits, average_probabilities])
 @pytest.mark.parametrize("coefficients", [[1.0], [0.5, 0.6], [1.5, -0.5], [float("nan"), 1.0], []])
 def test_coefficients_that_do_not_fit_are_told(combine: Any, coefficients: list[float]) -> None:
     with pytest.raises(InputError, match="one number for each of 2 members, none negative, with sum 1"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mirepoix.types import InputError
+
 if TYPE_CHECKING:
     from mirepoix.comparison import Comparison
     from mirepoix.recipe import Recipe
@@ -69,7 +71,11 @@ def run(
     if compares:
         from mirepoix.comparison import load_comparison
 
-        assert recipe is not None  # neither the built-in recipe nor 'folder' does
+        if recipe is None:
+            raise InputError(
+                "systems: the recipe that runs without a name compares no ensembles; write one with [[systems]], and "
+                "name its file."
+            )
         parsed, path = load_comparison(recipe, settings)
     else:
         parsed, path = load_recipe(recipe, settings)

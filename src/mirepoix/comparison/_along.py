@@ -40,7 +40,7 @@ def along(bench: Bench, split: Split, made: Made) -> list[dict[str, Any]]:
         "split": split.digest,
         "target": split.target,
         "images": images,
-        "code": code_version(),
+        "code": code_version("comparison", "diversity", "metrics.py"),
     }
 
     def make(_: Path) -> tuple[dict[str, Weights], dict[str, Any]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mirepoix.checkpoints import fingerprint
 from mirepoix.comparison._drawn import draw_members
 from mirepoix.comparison._recipe import CYCLIC, SAMPLED, Comparison, SystemTable
 from mirepoix.comparison._systems import trained
-from mirepoix.data import Split, Subset, Task, evaluation_batches
+from mirepoix.data import Split, Subset, Task, draw, evaluation_batches
 from mirepoix.ensembles import Independent
 from mirepoix.ensembles._named import joint_objective
 from mirepoix.experiment import Judge, Progress, Start, objective_for
@@ -27,8 +28,7 @@ from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
 from mirepoix.objectives import ERM, Objective
 from mirepoix.runs import Run, sample_runs
 from mirepoix.seeds import seed_hash, stream
-from mirepoix.snapshots import SimplexVolume
-from mirepoix.snapshots._laplace import _library
+from mirepoix.snapshots import SimplexVolume, laplace_samples
 from mirepoix.snapshots._named import Fisher, anchors_of, later_objective
 from mirepoix.store import Store, StoredWeights, cached, code_version, result_key
 from mirepoix.training import Loop, Trainer
@@ -173,7 +173,7 @@ class Bench:
             "network": network.to_dict(),
             "split": split.digest,
             "images": images,
-            "code": code_version(),
+            "code": code_version("merging/_fisher.py", "comparison/_members.py"),
         }
 
         def make(_: Path) -> tuple[dict[str, Weights], dict[str, Any]]:
@@ -258,12 +258,18 @@ class Bench:
             objective = self.objective_of(system, split, first)
             self.trainer(system, objective).rehearse(theta, split, first)
             if system.kind == "laplace":
-                _library()
+                self.rehearse_laplace(system, theta, split)
             if others and system.kind in CYCLIC:
                 objective = self.later_objective(system, split, [theta, theta], self.ones) or objective
                 self.trainer(system, objective).rehearse(theta, split, others[0])
         except InputError as error:
             raise InputError(f"systems.{system.name}: {str(error).removeprefix('objective: ')}") from None
+
+    def rehearse_laplace(self, system: SystemTable, theta: Weights, split: Split) -> None:
+        """Draw from the curvature on a few images: a structure that the library lacks is told before any training."""
+        batches = draw(split, 0, batch_size=4, seed=0, augment=False, device=self.device)
+        model = self.network_of(system).build().to(self.device)
+        laplace_samples(model, theta, batches, count=1, seed=0, **system.drawn_by().model_dump())
 
     def ones(self, theta: Weights, images: int) -> Mapping[str, torch.Tensor]:
         """In place of the Fisher information, for a rehearsal: measuring it takes long."""
@@ -330,7 +336,13 @@ class Bench:
         trainings = tuple(each for each in found if isinstance(each, Made))
         lost = tuple(each for each in found if isinstance(each, Lost))
         if system.kind in SAMPLED:
-            drawn = () if lost else self.drawn(system, split, trainings)
+            if lost:
+                return Members((), lost, trainings)
+            drawn = self.drawn(system, split, trainings)
+            wild = next((each for each in drawn if not _finite(each.theta)), None)
+            if wild is not None:
+                why = f"member {wild.number}, drawn around the first, has weights that are not finite; lower its scale"
+                return Members((), (Lost(wild.number, why),), trainings)
             return Members((*trainings[:1], *drawn), lost, trainings)
         return Members(trainings, lost, trainings)
 
@@ -346,8 +358,10 @@ class Bench:
             "split": split.digest,
             "seed": split.data_seed,
             "count": count,
-            "code": code_version(),
+            "code": code_version("comparison", "experiment/_judge.py", "merging", "weights.py"),
         }
+        if system.kind == "laplace":
+            made_of["laplace-torch"] = metadata.version("laplace-torch")
         self.progress.stage(f"trial {split.data_seed}: {system.name}: drawing members")
 
         def make(_: Path) -> tuple[dict[str, Weights], dict[str, Any]]:
@@ -433,6 +447,10 @@ class Bench:
         return Judge(
             self.start.network, split, self.store, self.device, channels_last=self.loop.channels_last
         )
+
+
+def _finite(theta: Weights) -> bool:
+    return all(bool(theta[name].isfinite().all()) for name in theta if theta[name].is_floating_point())
 
 
 def part_of(subset: Subset, images: int, *name: object) -> Subset:

@@ -18,7 +18,7 @@ from mirepoix.comparison._members import Bench, Members
 from mirepoix.comparison._recipe import SystemTable, soup_of
 from mirepoix.data import Split
 from mirepoix.experiment import Judge
-from mirepoix.experiment._files import _link
+from mirepoix.experiment._files import link
 from mirepoix.metrics import accuracy
 from mirepoix.models import member_weights
 from mirepoix.predictions import Predictions
@@ -183,7 +183,7 @@ def _keep_members(folder: Path, system: SystemTable, split: Split, members: Memb
                 write_weights(folder / f"{before}member-{m + 1}.safetensors", theta, record={**record, **own})
             continue
         name = f"network-{made.number}" if system.kind == "joint" else f"member-{made.number}"
-        _link(made.theta.path, folder / f"{name}.safetensors")
+        link(made.theta.path, folder / f"{name}.safetensors")
         own = {"network": made.network.to_dict(), "fingerprint": fingerprint(made.theta)}
         write_json(folder / f"{name}.json", {**record, **own})
 

@@ -72,6 +72,13 @@ class SwagTable(Table):
     scale: Annotated[Number, Field(ge=0)] = 0.5
     """What the covariance is multiplied by."""
 
+    @field_validator("rank")
+    @classmethod
+    def _no_single(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("expected 0, or 2 and more, as the covariance is divided by rank - 1")
+        return value
+
 
 class LaplaceTable(Table):
     """Options of `mirepoix.snapshots.laplace_samples`."""
@@ -136,7 +143,7 @@ class SystemTable(Table):
     name: Annotated[str, Field(strict=True)]
     """What tables call it."""
     kind: Kind
-    """``deep_ensemble``, ``snapshot``, ``star`` or ``joint``."""
+    """``deep_ensemble``, ``snapshot``, ``star``, ``joint``, ``swag``, ``laplace`` or ``simplex``."""
     members: Count | None = None
     """How many; those of the recipe unless given."""
     objective: Named | None = None
@@ -176,6 +183,11 @@ class SystemTable(Table):
         if not re.search(r"\w", self.name) or not self.name.isprintable():
             raise ValueError(
                 f"systems.name: expected a letter or a digit in it, and no line break, got {self.name!r}"
+            )
+        if self.objective is not None and self.later is not None:
+            raise ValueError(
+                f"{at}.objective: not beside later, whose members minimise the risk and a term of their own; leave one "
+                "out"
             )
         takes = (*TAKES[self.kind], "name", "kind", "members")
         for key in (key for key in type(self).model_fields if key in self.model_fields_set):
@@ -236,7 +248,7 @@ class Comparison(Experiment):
     """The name of the system that the others are compared with; the first unless given."""
     data: OneTarget
     cycle: RunTable | None = None
-    """What trainings of later members change in ``[run]``, of the kinds ``snapshot`` and ``star``."""
+    """What trainings that start from a trained member change in ``[run]``."""
     evidence: Along = Along()
     systems: Annotated[tuple[SystemTable, ...], Field(min_length=1)]
 

@@ -17,12 +17,12 @@ from mirepoix.comparison._systems import equation
 from mirepoix.comparison._table import cautions, rows_csv, table_rows, trials_csv, verdict
 from mirepoix.data import Task
 from mirepoix.experiment import DIGITS_SIZE, Progress, build_start, build_task, claimed
-from mirepoix.experiment._run import _begin, _Silence
-from mirepoix.experiment._start import _find_weights
+from mirepoix.experiment._run import Silence, begin
+from mirepoix.experiment._start import find_weights
 from mirepoix.models import has_batch_norm, load_pretrained
 from mirepoix.store import Store, environment
 from mirepoix.training import Loop, choose_device
-from mirepoix.types import Weights
+from mirepoix.types import InputError, Weights
 
 __all__ = ["run_comparison"]
 
@@ -54,7 +54,7 @@ def run_comparison(
     Raises:
         InputError: For anything in the recipe, the images or the weights that a person must mend.
     """
-    progress = progress or cast(Progress, _Silence())
+    progress = progress or cast(Progress, Silence())
     choose_device(recipe.loop.device)  # a typing error is told before any image is read
     with claimed(out):
         return _run(recipe, recipe_path, out, data, store or out / "store", progress, command)
@@ -83,7 +83,7 @@ def _run(
         "mirepoix": __version__,
         "task": {"digest": task.digest, "notes": list(task.notes)},
     }
-    _begin(out, job_record)
+    begin(out, job_record)
 
     bench = _bench(recipe, task, data, recipe_path, store_path, progress)
     for note in _stuck(bench):
@@ -95,7 +95,10 @@ def _run(
     for split in splits:
         judge = bench.judge(split)
         for system in recipe.systems:
-            outcomes += outcome_of(bench, judge, system, split, out)
+            try:
+                outcomes += outcome_of(bench, judge, system, split, out)
+            except InputError as error:
+                raise InputError(f"trial {split.data_seed}: systems.{system.name}: {error}") from None
     report = _report(bench, outcomes, target)
     report["environment"] = {**environment(), "device": str(bench.device), "threads": torch.get_num_threads()}
     if command:
@@ -131,11 +134,13 @@ def _bench(
     pretraining = recipe.pretraining_run()
     progress.stage("preparing the start", pretraining.steps if pretraining else 0)
     digits = (recipe.data.size or DIGITS_SIZE) if recipe.data.dataset == "digits" else None
-    start = build_start(recipe, task, data, recipe_path, store, loop, progress.training, digits=digits)
-    names = dict.fromkeys(name for system in recipe.systems for name in system.starts or ())
-    files: dict[str, Weights] = {
-        name: load_pretrained(start.network, _find_weights(name, data, recipe_path)) for name in names
+    paths = {
+        name: find_weights(name, data, recipe_path, key=f"systems.{system.name}.starts")
+        for system in recipe.systems
+        for name in system.starts or ()
     }
+    start = build_start(recipe, task, data, recipe_path, store, loop, progress.training, digits=digits)
+    files: dict[str, Weights] = {name: load_pretrained(start.network, path) for name, path in paths.items()}
     bench = Bench(
         recipe=recipe,
         task=task,

@@ -41,7 +41,9 @@ def average_logits(
     logits = _widened(logits)
     if coefficients is None:
         return logits.mean(0)
-    return (_shares(logits, coefficients) * logits).sum(0)
+    shares = _shares(logits, coefficients)
+    present = shares.flatten() > 0  # minus infinity times nothing is no number
+    return (shares[present] * logits[present]).sum(0)
 
 
 def average_probabilities(

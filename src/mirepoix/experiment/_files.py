@@ -17,7 +17,7 @@ from mirepoix.predictions import Predictions
 from mirepoix.recipe import Recipe
 from mirepoix.types import Weights
 
-__all__ = ["keep"]
+__all__ = ["keep", "link"]
 
 
 def keep(
@@ -56,7 +56,7 @@ def keep(
     for number, member in zip(numbers, members, strict=True):
         path = out / "members" / folder / f"run-{number}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _link(member.path, path)
+        link(member.path, path)
         write_json(
             path.with_suffix(".json"), {**origin, "equation": f"{train}(theta_pt, D; c)", **member.record}
         )
@@ -104,7 +104,7 @@ def keep(
     test.save(predictions / f"{folder}-test.safetensors")
 
 
-def _link(source: Path, path: Path) -> None:
+def link(source: Path, path: Path) -> None:
     """The same file under a second name, or a copy where the file system has no links."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)

@@ -24,10 +24,10 @@ from mirepoix.store import Store, environment
 from mirepoix.training import Loop, Trainer, choose_device
 from mirepoix.types import InputError
 
-__all__ = ["Progress", "claimed", "run_recipe"]
+__all__ = ["Progress", "Silence", "begin", "claimed", "run_recipe"]
 
 
-class _Silence:
+class Silence:
     """Hears everything and says nothing."""
 
     def __getattr__(self, name: str) -> Any:
@@ -61,7 +61,7 @@ def run_recipe(
     Raises:
         InputError: For anything in the recipe, the images or the weights that a person must mend.
     """
-    progress = progress or cast(Progress, _Silence())
+    progress = progress or cast(Progress, Silence())
     choose_device(recipe.loop.device)  # a typing error is told before any image is read
     with claimed(out):
         return _run(recipe, recipe_path, out, data, store or out / "store", progress, command)
@@ -94,7 +94,7 @@ def _run(
         "mirepoix": __version__,
         "task": {"digest": task.digest, "notes": list(task.notes)},
     }
-    _begin(out, job_record)
+    begin(out, job_record)
 
     options = recipe.loop.model_dump(exclude={"threads"})
     results = Store(store_path)
@@ -171,7 +171,7 @@ def claimed(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _begin(out: Path, now: dict[str, Any]) -> None:
+def begin(out: Path, now: dict[str, Any]) -> None:
     """Start or continue a job here; finished results of another recipe or other images are never overwritten."""
     file = out / "job.json"
     before = read_json(file) if file.is_file() else None

@@ -16,7 +16,7 @@ from mirepoix.store import Store, cached
 from mirepoix.training import Loop, Trainer
 from mirepoix.types import Diverged, InputError, Weights
 
-__all__ = ["Start", "build_start"]
+__all__ = ["Start", "build_start", "find_weights"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def build_start(
         images = sum(len(domain) for domain in source.domains)
         origin = f"pre-trained for {run.steps} steps on {images} images that no domain holds"
     elif table.weights is not None:
-        path = _find_weights(table.weights, data, recipe_path)
+        path = find_weights(table.weights, data, recipe_path)
         theta = load_pretrained(network, path)
         origin = f"pre-trained weights from {path.name}"
     elif table.pretrained:
@@ -109,11 +109,11 @@ def build_start(
     return Start(network, theta, f"{network.name}, {origin} (fingerprint {digest[:12]})", digest)
 
 
-def _find_weights(name: str, data: Path | None, recipe_path: Path) -> Path:
-    """A file beside the current folder, the recipe, or the data."""
+def find_weights(name: str, data: Path | None, recipe_path: Path, *, key: str = "network.weights") -> Path:
+    """A file beside the current folder, the recipe, or the data; ``key`` is where the recipe names it."""
     places = [Path.cwd(), recipe_path.parent, *([data] if data else [])]
     for place in places:
         if (place / name).is_file():
             return place / name
     looked = ", ".join(str(place / name) for place in places)
-    raise InputError(f"network.weights: there is no file {name!r}; looked for {looked}.")
+    raise InputError(f"{key}: there is no file {name!r}; looked for {looked}.")

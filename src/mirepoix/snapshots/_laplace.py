@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any, Literal, get_args
@@ -247,6 +248,8 @@ def _check(count: int, scale: float, prior_precision: float, structure: str, lay
 
 def _library() -> Any:
     try:
-        return import_module("laplace")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what it is built on still uses torch.jit
+            return import_module("laplace")
     except ImportError as error:
         raise InputError("laplace_samples needs laplace-torch: pip install 'mirepoix[laplace]'.") from error
