@@ -12,6 +12,7 @@ import pytest
 import mirepoix
 import mirepoix.landscape
 import mirepoix.merging
+import mirepoix.rewards
 
 PACKAGE = Path(mirepoix.__file__).parent
 
@@ -20,7 +21,17 @@ LEVELS = [
     {"weights", "checkpoints", "data", "models", "predictions", "prediction_files"},
     {"merging", "heads", "objectives", "ensembles", "runs"},
     {"training", "store", "remote_store", "recipe"},
-    {"strategies", "selection", "metrics", "calibration", "diversity", "scores", "landscape", "snapshots"},
+    {
+        "strategies",
+        "selection",
+        "metrics",
+        "calibration",
+        "diversity",
+        "scores",
+        "landscape",
+        "snapshots",
+        "rewards",
+    },
     {"cluster", "experiment", "evidence", "report"},
     {"comparison", "domainbed"},
     {"cli", "__main__"},
@@ -96,7 +107,9 @@ def test_files_in_a_room_are_private_and_contents_lists_have_no_code():
 
 
 @pytest.mark.parametrize(
-    "package", [mirepoix, mirepoix.merging, mirepoix.landscape], ids=lambda package: package.__name__
+    "package",
+    [mirepoix, mirepoix.merging, mirepoix.landscape, mirepoix.rewards],
+    ids=lambda package: package.__name__,
 )
 def test_a_contents_list_read_late_says_the_same_three_times(package):
     tree = ast.parse(Path(package.__file__).read_text())
@@ -127,7 +140,17 @@ def in_fresh_process(code: str) -> str:
 
 
 def test_importing_mirepoix_and_its_command_line_loads_no_torch():
-    rooms = ("cli", "weights", "checkpoints", "merging", "recipe", "scores", "selection", "landscape")
+    rooms = (
+        "cli",
+        "weights",
+        "checkpoints",
+        "merging",
+        "recipe",
+        "scores",
+        "selection",
+        "landscape",
+        "rewards",
+    )
     code = f"import sys, mirepoix, {', '.join(f'mirepoix.{room}' for room in rooms)}; print({{0}})"
     for heavy in ("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "jinja2", "yaml"):
         assert in_fresh_process(code.format(f"{heavy!r} in sys.modules")) == "False", heavy
@@ -163,7 +186,16 @@ print("torch" in sys.modules)
 
 def test_every_source_file_with_public_functions_has_a_test_of_its_name(root):
     tests = {path.stem for path in (root / "tests").rglob("test_*.py")}
-    for room in ("diversity", "landscape", "evidence", "objectives", "merging", "ensembles", "snapshots"):
+    for room in (
+        "diversity",
+        "landscape",
+        "evidence",
+        "objectives",
+        "merging",
+        "ensembles",
+        "snapshots",
+        "rewards",
+    ):
         always = room in ("objectives", "merging", "ensembles", "snapshots")
         public = set(import_module(f"mirepoix.{room}").__all__)
         for path in (PACKAGE / room).glob("_[a-z]*.py"):

@@ -22,7 +22,7 @@ import tomlkit
 from pydantic import BaseModel
 
 import mirepoix
-from mirepoix import diversity, merging, objectives, strategies
+from mirepoix import diversity, merging, objectives, rewards, strategies
 from mirepoix.cli._methods import METHODS, SELECTIONS
 from mirepoix.comparison import Comparison, SystemTable, load_comparison
 from mirepoix.comparison._recipe import Along, Kind
@@ -548,10 +548,21 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_every_public_name_of_merging_and_selection_is_in_the_reference():
-    from mirepoix import cluster, domainbed, landscape, remote_store, scores, selection, strategies, training
+    from mirepoix import cluster, domainbed, landscape, remote_store, scores, selection, training
 
     page = (ROOT / "docs/api.md").read_text()
-    rooms = (merging, selection, scores, landscape, strategies, training, cluster, domainbed, remote_store)
+    rooms = (
+        merging,
+        selection,
+        scores,
+        landscape,
+        strategies,
+        training,
+        cluster,
+        domainbed,
+        remote_store,
+        rewards,
+    )
     for module in rooms:
         assert not [name for name in module.__all__ if not re.search(rf"\b{name}\b", page)], module.__name__
 

@@ -21,9 +21,11 @@ from mirepoix.strategies import (
     fusing,
     fusing_coefficients,
     inter_training,
+    morl,
     moving_average,
     ratatouille,
     recycle,
+    rewarded_soup,
     robust_recycle,
     sequence,
     snapshot,
@@ -232,6 +234,38 @@ def test_fusing_prints_its_equation():
     )
 
 
+def trained_for(name):
+    return lambda theta, task, run: f"Train_{name}({theta}, {task}; c{run.seed})"
+
+
+def test_a_rewarded_soup_prints_its_equation():
+    trains = {"R1": trained_for("R1"), "R2": trained_for("R2")}
+    shares = [{"R1": 1, "R2": 0}, {"R1": 0.75, "R2": 0.25}, {"R2": 1, "R1": 0}]
+    assert list(rewarded_soup(trains, "theta_sft", "D", RUNS[0], shares, text_sum)) == [
+        "1 Train_R1(theta_sft, D; c1)",
+        "0.75 Train_R1(theta_sft, D; c1) + 0.25 Train_R2(theta_sft, D; c1)",
+        "1 Train_R2(theta_sft, D; c1)",
+    ]
+
+
+def test_experts_of_a_rewarded_soup_may_have_runs_of_their_own():
+    trains = {"R1": trained_for("R1"), "R2": trained_for("R2")}
+    runs = {"R2": RUNS[1], "R1": RUNS[0]}
+    (soup,) = rewarded_soup(trains, "theta_sft", "D", runs, [{"R1": 0.5, "R2": 0.5}], text_sum)
+    assert soup == "0.5 Train_R1(theta_sft, D; c1) + 0.5 Train_R2(theta_sft, D; c2)"
+
+
+def test_morl_prints_its_equation():
+    def train_of(preference):
+        return trained_for(" + ".join(f"{mu:g} {name}" for name, mu in preference.items()))
+
+    preferences = [{"R1": 1, "R2": 0}, {"R1": 0.5, "R2": 0.5}]
+    assert list(morl(train_of, "theta_sft", "D", RUNS[0], preferences)) == [
+        "Train_1 R1 + 0 R2(theta_sft, D; c1)",
+        "Train_0.5 R1 + 0.5 R2(theta_sft, D; c1)",
+    ]
+
+
 def test_the_classifier_comes_first_in_equations_that_do_not_start_at_theta_pt():
     train = classifier_first(text_train, STARTS[0])
     assert ratatouille(train, STARTS, "D", RUNS, text_mean) == (
@@ -353,6 +387,62 @@ def test_fusing_interpolates_the_starts_and_then_trains():
 def test_fusing_with_all_weight_on_one_start_is_training_from_it():
     fused = fusing(affine_train, [START, OTHER], TASK, RUNS, [(0, 1)] * 3, average)
     assert np.array_equal(fused["w"], diwa(affine_train, OTHER, TASK, RUNS)["w"])
+
+
+def toward(goal):
+    """Half the way from theta to a goal, plus the task times the seed: one goal per reward."""
+    return lambda theta, task, run: {"w": (theta["w"] + goal) / 2 + run.seed * task}
+
+
+GOALS = {"R1": np.array([4.0, 0.0]), "R2": np.array([0.0, 8.0]), "R3": np.array([-2.0, -2.0])}
+
+
+def test_a_rewarded_soup_averages_its_experts_by_name():
+    trains = {name: toward(goal) for name, goal in GOALS.items()}
+    shares = [{"R3": 0.5, "R1": 0.2, "R2": 0.3}, {"R1": 0, "R2": 1, "R3": 0}]
+    soups = list(rewarded_soup(trains, START, TASK, RUNS[1], shares))
+    for soup, coefficients in zip(soups, shares, strict=True):
+        goal = sum(coefficients[name] * goal for name, goal in GOALS.items())
+        assert soup["w"] == pytest.approx(toward(goal)(START, TASK, RUNS[1])["w"])
+    assert np.array_equal(soups[1]["w"], trains["R2"](START, TASK, RUNS[1])["w"])
+
+
+def test_morl_with_all_weight_on_one_reward_is_its_expert():
+    trains = {name: toward(goal) for name, goal in GOALS.items()}
+
+    def train_of(preference):
+        return toward(sum(mu * GOALS[name] for name, mu in preference.items()))
+
+    vertices = [{name: float(name == own) for name in GOALS} for own in GOALS]
+    policies = list(morl(train_of, START, TASK, RUNS[0], vertices))
+    experts = list(rewarded_soup(trains, START, TASK, RUNS[0], vertices))
+    for policy, expert in zip(policies, experts, strict=True):
+        assert np.array_equal(policy["w"], expert["w"])
+
+
+def test_experts_are_trained_once_when_first_needed_and_policies_one_by_one():
+    made = []
+
+    def expert(name):
+        def train(theta, task, run):
+            made.append(name)
+            return affine_train(theta, task, run)
+
+        return train
+
+    shares = [{"R1": 1, "R2": 0, "R3": 0}, {"R1": 0.5, "R2": 0.5, "R3": 0}, {"R1": 0.3, "R2": 0.7, "R3": 0}]
+    soups = rewarded_soup({name: expert(name) for name in GOALS}, START, TASK, RUNS[0], shares)
+    assert made == []
+    next(soups)
+    assert made == ["R1"]
+    next(soups)
+    next(soups)
+    assert made == ["R1", "R2"]
+    assert list(soups) == []
+    policies = morl(lambda mu: expert(mu["R1"]), START, TASK, RUNS[0], [{"R1": 0.25}, {"R1": 0.5}])
+    assert made == ["R1", "R2"]
+    next(policies)
+    assert made == ["R1", "R2", 0.25]
 
 
 # Laws
@@ -623,6 +713,39 @@ def test_fusing_coefficients_go_into_interpolate():
         (
             lambda: classifier_first(never_train, START)(OTHER, "D", Run(steps=50)),
             "0 to 50 \\(steps\\), got 200",
+        ),
+        (lambda: rewarded_soup({}, START, "D", RUNS[0], [{}]), "trains: expected a mapping from the name"),
+        (lambda: rewarded_soup([never_train], START, "D", RUNS[0], [{}]), "trains: expected a mapping"),
+        (
+            lambda: rewarded_soup({"a": never_train}, START, "D", RUNS[0], []),
+            "coefficients: expected at least one",
+        ),
+        (
+            lambda: rewarded_soup({"a": never_train}, START, "D", RUNS[0], {"a": 1}),
+            "coefficients: expected a list, got a single dict",
+        ),
+        (
+            lambda: rewarded_soup({"a": never_train}, START, "D", RUNS[0], [{"a": 1}, {"b": 1}]),
+            "coefficients of soup 1: expected one for each of the experts 'a', got 'b'",
+        ),
+        (
+            lambda: rewarded_soup({"a": never_train}, START, "D", RUNS[0], [[1.0]]),
+            "coefficients of soup 0: .* got \\[1.0\\]",
+        ),
+        (
+            lambda: rewarded_soup(
+                {"a": never_train, "b": never_train}, START, "D", RUNS[0], [{"a": 1, "b": 1}]
+            ),
+            "coefficients of soup 0: expected numbers that sum to one, got 2",
+        ),
+        (
+            lambda: rewarded_soup({"a": never_train}, START, "D", {"b": RUNS[0]}, [{"a": 1}]),
+            "runs: expected one for each of the experts 'a', got 'b'",
+        ),
+        (lambda: morl(never_train, START, "D", RUNS[0], []), "preferences: expected at least one, got none"),
+        (
+            lambda: morl(never_train, START, "D", RUNS[0], [{"a": 1}, {"b": 1}]),
+            "preferences of policy 1: expected one for each of the rewards 'a', got 'b'",
         ),
         (lambda: diwa(never_train, START, "D", []), "at least one|no member|member"),
     ],

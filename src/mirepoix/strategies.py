@@ -6,7 +6,8 @@ an `Ensemble`, the same members serve every row of a table. Members reach ``comb
 when it is asked for; ``combine=iter`` hands them on untrained.
 
 In the equations theta_pt is the pre-trained start with the head of the target task D (`heads.linear_probe`),
-A_i an auxiliary task, phi_i the weights after it, c_i a run, lambda the coefficients of an average.
+A_i an auxiliary task, phi_i the weights after it, c_i a run, lambda the coefficients of an average. Where a reward R_i
+is maximised, theta_sft is the start after supervised fine-tuning, and mu the weights of rewards in a sum.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ __all__ = [
     "fusing",
     "fusing_coefficients",
     "inter_training",
+    "morl",
     "moving_average",
     "ratatouille",
     "recycle",
+    "rewarded_soup",
     "robust_recycle",
     "sequence",
     "snapshot",
@@ -525,6 +528,113 @@ def classifier_first(train: Train, pretrained: Any, steps: int = 200) -> Train:
     return frozen_at_first
 
 
+# One expert per reward.
+
+
+def rewarded_soup(
+    trains: Mapping[str, Train],
+    theta: Any,
+    task: Any,
+    runs: Run | Mapping[str, Run],
+    coefficients: Sequence[Mapping[str, float]],
+    combine: Interpolate = interpolate,
+) -> Iterator[Any]:
+    """theta_lambda = sum_i lambda_i Train_{R_i}(theta_sft, D; c_i), for every lambda.
+
+    One expert for each reward R_i, all from one start; no training is for a lambda. An expert is trained when it
+    first has a coefficient other than 0, and once for all lambdas: it is kept until the iterator ends. Soups come one
+    by one in the order of ``coefficients``.
+
+    Experts differ in their reward alone: give them one run, unless their seeds are to differ too.
+
+    Args:
+        trains: From the name of an expert to the training that maximises its reward.
+        theta: The start of all experts, which is also the reference of a KL penalty.
+        task: The prompts, or the environment.
+        runs: One configuration for all experts, or one for each by name.
+        coefficients: The lambdas, each with one number for each expert, on the simplex: `rewards.simplex_design`.
+        combine: The interpolation.
+
+    Returns:
+        An iterator over the soups.
+
+    Raises:
+        InputError: Before any training: without ``trains``, or when names of runs or coefficients are not those of
+            the experts, or coefficients do not sum to one.
+
+    References:
+        Ramé et al. (2023), Rewarded soups; thesis, section 6.2.1.
+    """
+    if not isinstance(trains, Mapping) or not trains:
+        raise InputError("trains: expected a mapping from the name of each expert to its training.")
+    runs_of = runs if isinstance(runs, Mapping) else dict.fromkeys(trains, runs)
+    _check_keys("runs", runs_of, "experts", trains)
+    _cycle("coefficients", coefficients)
+    for i, shares in enumerate(coefficients):
+        _check_keys(f"coefficients of soup {i}", shares, "experts", trains)
+        total = math.fsum(shares.values())
+        if not abs(total - 1) <= 1e-6:
+            raise InputError(f"coefficients of soup {i}: expected numbers that sum to one, got {total:.9g}.")
+    return _soups(trains, theta, task, runs_of, coefficients, combine)
+
+
+def _soups(
+    trains: Mapping[str, Train],
+    theta: Any,
+    task: Any,
+    runs: Mapping[str, Run],
+    coefficients: Sequence[Mapping[str, float]],
+    combine: Interpolate,
+) -> Iterator[Any]:
+    experts: dict[str, Any] = {}
+    for shares in coefficients:
+        taking_part = [name for name in trains if shares[name] != 0]
+        for name in taking_part:
+            if name not in experts:
+                experts[name] = trains[name](theta, task, runs[name])
+        yield combine([experts[name] for name in taking_part], [shares[name] for name in taking_part])
+
+
+def morl(
+    train_of: Callable[[Mapping[str, float]], Train],
+    theta: Any,
+    task: Any,
+    run: Run,
+    preferences: Sequence[Mapping[str, float]],
+) -> Iterator[Any]:
+    """theta_j = Train_{sum_i mu_i^j R_i}(theta_sft, D; c), for every mu^j: what `rewarded_soup` is compared with.
+
+    Multi-objective reinforcement learning by linear scalarisation: one training for each preference, with the budget
+    of one expert. Rewards are averaged before the training where a soup averages weights after it. The user keeps the
+    policy with the largest reward of their own. Policies are trained one by one, when they are asked for.
+
+    Preferences are used as given. Two things make policies incomparable with soups if ignored: halving the scale of
+    the rewards doubles what a KL penalty weighs; and of rewards on different scales the one that spreads most
+    decides, so normalise each first (`rewards.zscore`).
+
+    Args:
+        train_of: From a preference, a weight for each reward, to the training that maximises their weighted sum.
+        theta: The start, the same as that of the experts.
+        task: As for the experts.
+        run: As for the experts.
+        preferences: The mu^j, all of the same rewards.
+
+    Returns:
+        An iterator over the policies.
+
+    Raises:
+        InputError: Before any training: without preferences, or when they are not of the same rewards.
+
+    References:
+        Barrett and Narayanan (2008), Learning all optimal policies with multiple criteria; Ramé et al. (2023),
+        Rewarded soups; thesis, section 6.2.1.
+    """
+    _cycle("preferences", preferences)
+    for j, weights in enumerate(preferences):
+        _check_keys(f"preferences of policy {j}", weights, "rewards", preferences[0])
+    return (train_of(weights)(theta, task, run) for weights in preferences)
+
+
 # What the equations leave unsaid.
 
 Item = TypeVar("Item")
@@ -541,6 +651,15 @@ def _cycle(name: str, values: Sequence[Item]) -> Iterator[Item]:
     if not values:
         raise InputError(f"{name}: expected at least one, got none.")
     return itertools.cycle(values)
+
+
+def _check_keys(name: str, values: Mapping[str, Any], owner: str, keys: Mapping[str, Any]) -> None:
+    """One value for each key and no other."""
+    if not isinstance(values, Mapping) or set(values) != set(keys):
+        got = ", ".join(map(repr, values)) if isinstance(values, Mapping) else repr(values)
+        raise InputError(
+            f"{name}: expected one for each of the {owner} {', '.join(map(repr, keys))}, got {got or 'none'}."
+        )
 
 
 def _pairs(
