@@ -187,7 +187,7 @@ def test_a_change_names_the_table_of_a_list(tmp_path):
     values, _ = read_values(path, ["datasets.PACS.size=32", "datasets.mine.skip_unreadable=true"])
     assert [table.get("size") for table in values["datasets"]] == [32, None]
     assert values["datasets"][1]["skip_unreadable"] is True
-    with pytest.raises(InputError, match="expected the name of one table, got 'VLCS'"):
+    with pytest.raises(InputError, match=r"expected the name of one table \(PACS, mine\), got 'VLCS'"):
         read_values(path, ["datasets.VLCS.size=32"])
     with pytest.raises(InputError, match=r"several tables; name one, such as datasets\.NAME\.size"):
         read_values(path, ["datasets.size=32"])

@@ -336,6 +336,8 @@ def read_values(recipe: str | Path | None, changes: Sequence[str] = ()) -> tuple
         raise InputError(f"{path}: not a TOML file: {error}.") from None
     for change in sorted(changes, key=_rank):
         _set(values, change)
+    if "system" in values:
+        raise InputError(f"{path}: system: unknown key (did you mean [[systems]]?)")
     return values, path
 
 
@@ -391,7 +393,10 @@ def _set(values: Any, change: str) -> None:
         if isinstance(values, list):  # [[datasets]]: the table of this name
             named = [entry for entry in values if table in (entry.get("name"), entry.get("dataset"))]
             if len(named) != 1:
-                raise InputError(f"--set {change}: expected the name of one table, got {table!r}.")
+                known = [str(entry.get("name", entry.get("dataset"))) for entry in values]
+                raise InputError(
+                    f"--set {change}: expected the name of one table ({', '.join(known)}), got {table!r}."
+                )
             values = named[0]
             continue
         if table == "objective" and isinstance(values.get(table), str):

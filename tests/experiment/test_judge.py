@@ -1,10 +1,15 @@
+import dataclasses
+
 import pytest
 import torch
 from tests.tiny import tiny_network, tiny_task
 
 from mirepoix.experiment import Judge
+from mirepoix.merging import reestimate_batch_norm
 from mirepoix.models import NetworkSpec, initial_weights
+from mirepoix.seeds import generator
 from mirepoix.store import Store
+from mirepoix.types import Batch
 
 CPU = torch.device("cpu")
 
@@ -57,6 +62,35 @@ def test_statistics_are_made_new_on_the_training_images_of_the_sources(tmp_path,
     means = torch.stack([each.mean((0, 2, 3)) for each in seen])
     expected = (weights[:, None] * means).sum(0) / weights.sum()
     torch.testing.assert_close(fresh[first].double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_statistics_are_those_of_images_as_the_training_saw_them(tmp_path, augment):
+    network = NetworkSpec(name="cifar_resnet20", classes=2, channels=1, frozen_batch_norm=False)
+    task = tiny_task()
+    task = dataclasses.replace(task, transform=dataclasses.replace(task.transform, augmentation="crop_flip"))
+    split, theta = task.split("domain_0"), initial_weights(network)
+    found = Judge(network, split, Store(tmp_path), CPU, augment=augment).refresh(theta)
+
+    def measured(images):
+        model = network.build()
+        model.load_state_dict(theta)
+        labels = torch.zeros(len(images), dtype=torch.long)
+        return reestimate_batch_norm(model, [Batch(images, labels, labels)])
+
+    stored = [subset.domain.images.read(subset.indices) for subset in split.train]
+    seen = [
+        task.transform.train(images, generator("batch norm", subset.name))
+        if augment
+        else task.transform.plain(images)
+        for images, subset in zip(stored, split.train, strict=True)
+    ]
+    expected = measured(torch.cat(seen))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    other = measured(torch.cat([task.transform.plain(images) for images in stored]))
+    first = next(name for name in theta if name.endswith("running_mean"))
+    assert torch.allclose(found[first], other[first], rtol=1e-4) == (not augment)
 
 
 def test_the_target_does_not_move_the_statistics(tmp_path):

@@ -26,6 +26,7 @@ from mirepoix.heads import linear_probe
 from mirepoix.merging import fisher_diagonal
 from mirepoix.models import NetworkSpec, initial_weights, load_pretrained
 from mirepoix.objectives import ERM, Objective
+from mirepoix.recipe import blame
 from mirepoix.runs import Run, sample_runs
 from mirepoix.seeds import seed_hash, stream
 from mirepoix.snapshots import SimplexVolume, laplace_samples
@@ -261,7 +262,7 @@ class Bench:
                 self.rehearse_laplace(system, theta, split)
             if others and system.kind in CYCLIC:
                 objective = self.later_objective(system, split, [theta, theta], self.ones) or objective
-                self.trainer(system, objective).rehearse(theta, split, others[0])
+                blame("cycle", partial(self.trainer(system, objective).rehearse, theta, split, others[0]))
         except InputError as error:
             raise InputError(f"systems.{system.name}: {str(error).removeprefix('objective: ')}") from None
 
@@ -394,7 +395,8 @@ class Bench:
         """One training, or why it gave no weights."""
         trainer = self.trainer(system, objective or self.objective_of(system, split, run))
         key = result_key(trainer, theta, split, run)
-        self.progress.stage(where, 0 if key in self.known else run.steps)
+        there = key in self.known or self.store.record("weights", key) is not None
+        self.progress.stage(f"{where} (found)" if there else where, 0 if there else run.steps)
         if key not in self.known:
             try:
                 self.known[key] = cached(trainer, self.store)(theta, split, run)
@@ -445,7 +447,12 @@ class Bench:
     def judge(self, split: Split) -> Judge:
         """Predicts with one member on a split."""
         return Judge(
-            self.start.network, split, self.store, self.device, channels_last=self.loop.channels_last
+            self.start.network,
+            split,
+            self.store,
+            self.device,
+            channels_last=self.loop.channels_last,
+            augment=self.recipe.base_run().augment,
         )
 
 

@@ -168,7 +168,7 @@ def _report(bench: Bench, outcomes: list[Outcome], target: str) -> dict[str, Any
     rows = table_rows(about, found, recipe.compared_with)
     members = [row for outcome in outcomes for row in outcome.members]
     images = len(next(domain for domain in bench.task.domains if domain.name == target))
-    trials, notes = len(recipe.data.seeds), [*bench.task.notes, *_stuck(bench)]
+    trials, notes = len(recipe.data.seeds), [*bench.task.notes, *_stuck(bench), *_same(found)]
     probe = recipe.probe_run()
     return {
         "format": 1,
@@ -204,6 +204,23 @@ def _report(bench: Bench, outcomes: list[Outcome], target: str) -> dict[str, Any
         "verdict": verdict(rows, recipe.compared_with, trials),
         "trust": cautions(rows, members, trials=trials, images=images, notes=notes),
     }
+
+
+def _same(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What to say of rows that are the same networks: with two members, those of a star know nothing to avoid."""
+    told = ("accuracy", "nll", "ratio_error", "members")
+    groups: dict[str, list[str]] = {}
+    for label, measures in found.items():
+        if all(measures):
+            groups.setdefault(repr([[each.get(name) for name in told] for each in measures]), []).append(
+                label
+            )
+    return [
+        f"{' and '.join(group)} are the same members, trained once: what tells these systems apart does not come into "
+        "play with so few members."
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _about(bench: Bench, system: SystemTable) -> list[dict[str, Any]]:

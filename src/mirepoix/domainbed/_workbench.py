@@ -342,6 +342,9 @@ class Workbench:
         def make() -> Judge:
             network = self.start(name.dataset).network
             last = self.loop.channels_last
-            return Judge(network, self.split(name), self.store, self.device, channels_last=last)
+            augment = self.benchmark.base_run().augment
+            return Judge(
+                network, self.split(name), self.store, self.device, channels_last=last, augment=augment
+            )
 
         return self._once(("judge", name), make)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from mirepoix.merging import reestimate_batch_norm
 from mirepoix.metrics import accuracy
 from mirepoix.models import NetworkSpec, has_batch_norm
 from mirepoix.predictions import Predictions, predict
+from mirepoix.seeds import generator
 from mirepoix.store import Store, code_version
 from mirepoix.types import Batch, Weights
 
@@ -37,7 +38,20 @@ class Judge:
         device: torch.device,
         *,
         channels_last: bool = False,
+        augment: bool = True,
     ) -> None:
+        """Judge weights of a network on a split.
+
+        Args:
+            network: Of one member.
+            split: Whose images are predicted, and whose training images batch norm is measured on.
+            store: Keeps predictions.
+            device: Where the network runs.
+            channels_last: Memory layout of images and weights.
+            augment: Whether the members saw augmented images. Batch-norm statistics must be those of what the network
+                was trained on: without the crops of its training, averages of ResNets on CIFAR-10 lost four points.
+        """
+        self.augment = augment
         self.network, self.split, self.store, self.device = network, split, store, device
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.model = network.build().to(device).to(memory_format=self.layout)
@@ -103,7 +117,16 @@ class Judge:
         transform = self.split.task.transform
         # As in training, a batch holds images of every source domain.
         domains = [
-            itertools.islice(evaluation_batches(subset, transform, batch_size=64, device=self.device), 32)
+            itertools.islice(
+                evaluation_batches(
+                    subset,
+                    transform,
+                    batch_size=64,
+                    device=self.device,
+                    augmented=generator("batch norm", subset.name) if self.augment else None,
+                ),
+                32,
+            )
             for subset in self.split.train
         ]
         joint = (_joint([batch for batch in row if batch]) for row in itertools.zip_longest(*domains))

@@ -131,7 +131,7 @@ def outcome_of(job: Job, split: Split) -> Outcome:
     start, numbers, runs = _train(job, split, outcome)
 
     job.progress.stage(f"{_where(job, split)}: combining and measuring")
-    judge = Judge(job.start.network, split, job.store, job.device)
+    judge = Judge(job.start.network, split, job.store, job.device, augment=job.recipe.base_run().augment)
     refresh = judge.refresh
     combined = _combine(job, split, judge, refresh, start, runs)
     names = [f"run-{number}" for number in numbers]

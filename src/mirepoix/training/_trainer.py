@@ -187,7 +187,7 @@ class _Fitting:
         self.device = choose_device(loop.device)
         self.layout = torch.channels_last if loop.channels_last else torch.preserve_format
         self.model: Network = trainer.network.build(dropout=run.dropout)
-        self.model.load_state_dict(dict(theta))
+        _load(self.model, theta, trainer.network)
         self.model.to(self.device).to(memory_format=self.layout)
         self.forward: Any = torch.compile(self.model) if loop.compile else self.model
         self.objective = copy.deepcopy(trainer.objective).to(self.device)
@@ -424,6 +424,33 @@ class _Fitting:
         self.step = step
         for name, collector in self.collectors.items():
             collector.load(state["collectors"][name])
+
+
+def _load(model: Network, theta: Weights, network: NetworkSpec) -> None:
+    """Give a network its start.
+
+    Raises:
+        InputError: If these are weights of another network.
+    """
+    expected, given = (
+        {k: v.shape for k, v in model.state_dict().items()},
+        {k: v.shape for k, v in theta.items()},
+    )
+    if expected != given:
+        wrong = sorted(
+            name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
+        )
+        several = network.members > 1 or network.inputs > 1
+        advice = (
+            "mirepoix.models.branch_weights or multi_input_weights make them from those of plain networks"
+            if several
+            else "mirepoix.models.load_pretrained fits a file to a network, member_weights takes one member of several"
+        )
+        raise InputError(
+            f"theta: expected weights of {network.name}{' with several members' if several else ''}, got others: "
+            f"{len(wrong)} names or shapes differ, such as {wrong[0]!r}; {advice}."
+        )
+    model.load_state_dict(dict(theta))
 
 
 class _Predictor(torch.nn.Module):
