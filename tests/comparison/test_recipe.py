@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from mirepoix.comparison import load_comparison
@@ -25,7 +27,9 @@ def test_the_recipes_that_come_along_are_valid_and_named_as_their_files(name, ro
     recipe, path = load_comparison(name)
     assert recipe.name == name
     assert path == root / "recipes" / f"{name}.toml"
-    assert any(line.startswith("# Command:") for line in path.read_text().splitlines()[:12])
+    text = path.read_text()
+    assert any(line.startswith("# Command:") for line in text.splitlines()[:12])
+    assert not re.search(r"[A-Z]{3,}(TIME|EXPECT)", text), "a number is still missing"
 
 
 def test_a_recipe_survives_being_written_and_read(file):
