@@ -33,7 +33,7 @@ LEVELS = [
         "rewards",
     },
     {"cluster", "experiment", "evidence", "report"},
-    {"comparison", "domainbed"},
+    {"comparison", "domainbed", "fronts"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -29,6 +29,7 @@ from mirepoix.comparison._recipe import Along, Kind
 from mirepoix.domainbed import COMBINES, FAMILIES, ROWS, load_benchmark
 from mirepoix.domainbed._rows import Row
 from mirepoix.domainbed._settings import Benchmark
+from mirepoix.fronts import load_front_recipe
 from mirepoix.recipe import Data, Experiment, Recipe, RunTable, builtin_recipes, load_recipe
 from mirepoix.runs import Run
 
@@ -129,7 +130,7 @@ TOML = [(page, block) for page in PAGES for block in blocks(page) if block.langu
 def test_recipes_in_the_pages_can_be_read(page, block, tmp_path):
     values = tomllib.loads(block.text)
     benchmark = bool({"datasets", "auxiliaries"} & set(values))
-    if "network" not in values:  # some tables of a recipe
+    if "network" not in values and "front" not in values:  # some tables of a recipe
         whole = tomllib.loads(builtin_recipes()["ratatouille-digits" if benchmark else "folder"].read_text())
         given = {
             key: {**whole.get(key, {}), **table} if isinstance(table, dict) else table
@@ -138,8 +139,9 @@ def test_recipes_in_the_pages_can_be_read(page, block, tmp_path):
         values = {**whole, **given}
     file = tmp_path / "recipe.toml"
     file.write_text(tomlkit.dumps(values))
-    compares = "systems" in values
-    (load_benchmark if benchmark else load_comparison if compares else load_recipe)(file)
+    kinds = {"front": load_front_recipe, "systems": load_comparison}
+    load = next((load for table, load in kinds.items() if table in values), load_recipe)
+    (load_benchmark if benchmark else load)(file)
 
 
 # Commands
@@ -188,6 +190,8 @@ def test_commands_in_the_pages_exist(where, call):
         load_benchmark("ratatouille-digits", changes)
     elif changes and where.startswith("docs/comparing-ensembles.md"):
         load_comparison("cifar10-dice", changes)
+    elif changes and any(change.startswith("front.") for change in changes):
+        load_front_recipe(context.params["recipe"], changes)
     elif changes:
         load_recipe("folder", changes)
     recipe = context.params.get("recipe") if verbs[0] in ("run", "domainbed") else None
@@ -208,6 +212,7 @@ def test_there_are_commands_to_check():
         "diversity",
         "landscape",
         "explain",
+        "front",
     }
 
 

@@ -14,7 +14,7 @@ def write(tmp_path, text):
 JOBS = [
     name
     for name, path in builtin_recipes().items()
-    if not any(tables in path.read_text() for tables in ("[[datasets]]", "[[systems]]"))
+    if not any(tables in path.read_text() for tables in ("[[datasets]]", "[[systems]]", "[front]"))
 ]
 """The others compare: tests/domainbed/test_settings.py and tests/comparison/test_recipe.py."""
 

@@ -210,8 +210,19 @@ class Evidence(Table):
     """The greedy soup keeps a member only if validation rises, instead of if it does not fall."""
 
 
-class Experiment(Table):
-    """What every kind of recipe has: a network, and how it is trained."""
+class Checkable(Table):
+    """A whole recipe, whose configurations can be tried before anything runs."""
+
+    def check_runs(self) -> None:
+        """Try every configuration that the recipe can lead to.
+
+        Raises:
+            InputError: Naming the table and the field of a value that no run can have.
+        """
+
+
+class Experiment(Checkable):
+    """What the recipes of networks for images have: a network, and how it is trained."""
 
     network: NetworkTable
     pretraining: RunTable | None = None
@@ -277,7 +288,7 @@ class Recipe(Experiment):
         self.objective.check(self.base_run().steps)  # no space varies the steps
 
 
-Checked = TypeVar("Checked", bound=Experiment)
+Checked = TypeVar("Checked", bound=Checkable)
 
 
 def blame(table: str, make: Callable[[], Any]) -> None:
@@ -319,6 +330,11 @@ def load_recipe(recipe: str | Path | None = None, changes: Sequence[str] = ()) -
         raise InputError(
             f"{path}: this recipe compares strategies on a benchmark; run it with `mirepoix domainbed run {recipe}`."
         )
+    if "front" in values:
+        raise InputError(
+            f"{path}: this recipe trains rewarded soups; run it with `mirepoix run {recipe}`, or read it with "
+            "mirepoix.fronts.load_front_recipe."
+        )
     if "systems" in values:
         raise InputError(
             f"{path}: this recipe compares ensembles; run it with `mirepoix run {recipe}`, or read it with "
@@ -347,7 +363,7 @@ def validated(model: type[Checked], values: dict[str, Any], path: Path) -> Check
         parsed = model.model_validate(values)
         parsed.check_runs()
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error, model))) from None
+        raise InputError("\n".join(f"{path}: {line}" for line in explained(error, model))) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return parsed
@@ -411,7 +427,7 @@ def _set(values: Any, change: str) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError, model: type[Table]) -> list[str]:
+def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per problem: the full key, what was expected, what came."""
     lines = []
     for problem in error.errors(include_url=False):
@@ -433,7 +449,7 @@ def _explain(error: ValidationError, model: type[Table]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _keys_beside(loc: Sequence[str], model: type[Table]) -> list[str]:
+def _keys_beside(loc: Sequence[str], model: type[BaseModel]) -> list[str]:
     """The known keys of the table in which the key at ``loc`` stands."""
     table: Any = model
     for part in loc[:-1]:

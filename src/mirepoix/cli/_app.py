@@ -21,6 +21,7 @@ from mirepoix.cli._diversity import diversity
 from mirepoix.cli._domainbed import domainbed
 from mirepoix.cli._explain import explain
 from mirepoix.cli._fast import parsed
+from mirepoix.cli._front import front
 from mirepoix.cli._inspect import inspect
 from mirepoix.cli._landscape import landscape
 from mirepoix.cli._many import taking_many
@@ -44,6 +45,7 @@ for verb in (run, report, check, soup, connect, landscape, convert, inspect, reb
     app.command()(verb)
 app.command(cls=taking_many("--ood"))(diversity)
 app.command(cls=taking_many("--id", "--ood", "--weights"))(explain)
+app.command(cls=taking_many("--rewards", "--trained"))(front)
 app.add_typer(domainbed, name="domainbed")
 
 
@@ -72,7 +74,7 @@ def main() -> None:
             signal.signal(number, _end)  # so that temporary files are removed
     warnings.showwarning = _note(warnings.showwarning)
     # A job that is long remembers what it has done; the other verbs have written nothing until they end.
-    continues = sys.argv[1:2] in (["run"], ["domainbed"])
+    continues = sys.argv[1:2] in (["run"], ["domainbed"], ["front"])
     try:
         _run()
     except InputError as error:

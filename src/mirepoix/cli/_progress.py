@@ -75,6 +75,12 @@ class Bar:
             detail=f"step {step}/{steps}  loss {loss:.3f}{accuracy}",
         )
 
+    def step(self, done: int, steps: int, text: str) -> None:
+        """A step of a training that tells of something else than loss and accuracy."""
+        self.bar.update(
+            self.task, completed=self.finished + done, detail=escape(f"step {done:,}/{steps:,}  {text}")
+        )
+
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(f"note: {text}", highlight=False, markup=False, soft_wrap=True)

@@ -12,7 +12,7 @@ __all__ = ["report"]
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder that a finished `mirepoix run` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished job, with its report.json.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write the report of a finished job again, and print its table."""

@@ -13,6 +13,7 @@ from mirepoix.types import InputError
 
 if TYPE_CHECKING:
     from mirepoix.comparison import Comparison
+    from mirepoix.fronts import FrontRecipe
     from mirepoix.recipe import Recipe
 
 __all__ = ["run"]
@@ -49,7 +50,8 @@ def run(
 ) -> None:
     """Train members from one start, combine them, and report which combination is best and why.
 
-    A recipe with [[systems]] compares ensembles: each is trained in several trials, and the report is a table.
+    A recipe with [[systems]] compares ensembles: each is trained in several trials, and the report is a table. A
+    recipe with [front] trains one expert per reward, and the report is the front of their soups.
 
     Without a recipe, the built-in task runs: handwritten digits, rotated into six domains. With --data and no
     recipe, the recipe is 'folder'. A job that was stopped, however it was stopped, continues when the same
@@ -66,9 +68,13 @@ def run(
         settings.append("data.skip_unreadable=true")
     if recipe is None and data is not None:
         recipe = "folder"
-    parsed: Recipe | Comparison
-    compares = "systems" in read_values(recipe, settings)[0]
-    if compares:
+    parsed: Recipe | Comparison | FrontRecipe
+    values = read_values(recipe, settings)[0]
+    if "front" in values and recipe is not None:
+        from mirepoix.fronts import load_front_recipe
+
+        parsed, path = load_front_recipe(recipe, settings)
+    elif "systems" in values:
         from mirepoix.comparison import load_comparison
 
         if recipe is None:
@@ -95,10 +101,16 @@ def run(
 
 
 def _work(
-    recipe: Recipe | Comparison, path: Path, folder: Path, data: Path | None, store: Path | None, command: str
+    recipe: Recipe | Comparison | FrontRecipe,
+    path: Path,
+    folder: Path,
+    data: Path | None,
+    store: Path | None,
+    command: str,
 ) -> dict[str, object]:
     """Run the recipe with a progress bar on standard error."""
     from mirepoix.cli._progress import Bar
+    from mirepoix.fronts import FrontRecipe
     from mirepoix.recipe import Recipe
 
     with Bar() as bar:
@@ -117,6 +129,10 @@ def _work(
             from mirepoix.experiment import run_recipe
 
             content = run_recipe(recipe, **options)
+        elif isinstance(recipe, FrontRecipe):
+            from mirepoix.fronts import run_front
+
+            content = run_front(recipe, **options)
         else:
             from mirepoix.comparison import run_comparison
 

@@ -22,8 +22,8 @@ from mirepoix.recipe import (
     Number,
     RunTable,
     Table,
-    _explain,
     blame,
+    explained,
     read_values,
     validated,
 )
@@ -212,7 +212,7 @@ class SystemTable(Table):
             try:
                 self.drawn_by()
             except ValidationError as error:
-                lines = _explain(error, SAMPLING[self.kind])
+                lines = explained(error, SAMPLING[self.kind])
                 raise ValueError("; ".join(f"{at}.sampling.{line}" for line in lines)) from None
         if self.scratch and self.starts:
             raise ValueError(f"{at}.starts: not beside scratch, whose members start from random weights")

@@ -146,8 +146,13 @@ RESULTS = ("members", "soups", "predictions", "figures", "report.json", "report.
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Hold the output folder: one process at a time, and it must be possible to write there."""
+def claimed(out: Path, *, shares: bool = True) -> Iterator[None]:
+    """Hold the output folder: one process at a time, and it must be possible to write there.
+
+    Args:
+        out: The folder.
+        shares: Whether the job has a store that others may share.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a folder for the results, got a file. Choose another --out.")
     try:
@@ -156,8 +161,8 @@ def claimed(out: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise InputError(
-            f"{out}: another process is working in this folder. Wait for it, or choose another --out; "
-            f"with --store {out / 'store'} the two share what they train."
+            f"{out}: another process is working in this folder. Wait for it, or choose another --out"
+            + (f"; with --store {out / 'store'} the two share what they train." if shares else ".")
         ) from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error

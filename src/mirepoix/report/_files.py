@@ -9,6 +9,7 @@ from typing import Any
 
 from mirepoix.report._comparison import comparison_texts
 from mirepoix.report._figures import plots
+from mirepoix.report._front import front_texts
 from mirepoix.report._html import html
 from mirepoix.report._markdown import markdown
 from mirepoix.types import InputError
@@ -27,7 +28,8 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Args:
         report: Plain data, with the fields that the page prints (`mirepoix.report._result`), or of the kind
-            ``comparison`` what `mirepoix.comparison.run_comparison` returns.
+            ``comparison`` what `mirepoix.comparison.run_comparison` returns, or of the kind ``front`` a front of
+            rewarded soups (`mirepoix.report._front`).
         folder: Made if it does not exist.
 
     Returns:
@@ -36,8 +38,9 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     from mirepoix.checkpoints import write_atomically, write_json
 
     folder = Path(folder)
-    if report.get("kind") == "comparison":
-        texts = {folder / name: text for name, text in comparison_texts(report).items()}
+    pages = {"comparison": comparison_texts, "front": front_texts}
+    if report.get("kind") in pages:
+        texts = {folder / name: text for name, text in pages[report["kind"]](report).items()}
     else:
         texts = {folder / "report.md": markdown(report)}
         for plot in plots(report):

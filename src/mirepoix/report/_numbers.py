@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["NOT_AVAILABLE", "amount", "cleaned", "finite", "mean", "percent", "points", "ratio", "setting"]
+__all__ = [
+    "NOT_AVAILABLE",
+    "amount",
+    "cleaned",
+    "decimal",
+    "decimals",
+    "finite",
+    "mean",
+    "percent",
+    "points",
+    "ratio",
+    "setting",
+]
 
 NOT_AVAILABLE = "n/a"
 
@@ -49,6 +62,30 @@ def ratio(value: Any) -> str:
         return "∞"
     number = finite(value)
     return NOT_AVAILABLE if number is None else f"{number:.2f}".replace("-", "−")
+
+
+def decimals(values: Iterable[Any]) -> int:
+    """How many decimals tell numbers of one kind apart: those of three digits of their extent."""
+    known = [number for value in values if (number := finite(value)) is not None]
+    largest = max(map(abs, known), default=0.0)
+    extent = max(known, default=0.0) - min(known, default=0.0)
+    if extent <= 1e-9 * largest:  # equal, up to rounding
+        extent = largest
+    return min(8, max(0, 2 - math.floor(math.log10(extent)))) if extent else 2
+
+
+def decimal(value: Any, error: Any = None, *, digits: int = 2) -> str:
+    """A number with a fixed number of decimals: ``-0.25, 0.1`` is ``−0.25 ± 0.10``."""
+    number, spread = finite(value), finite(error)
+    if number is None:
+        return NOT_AVAILABLE
+    if abs(number) >= 1e9 or 0 < abs(number) < 1e-6:
+        text = f"{number:.4g}"
+    else:
+        text = f"{number:,.{digits}f}"
+        text = text.lstrip("-") if not text.strip("-0.,") else text
+    text = text.replace("-", "−")
+    return text if spread is None else f"{text} ± {decimal(spread, digits=digits)}"
 
 
 def amount(number: int, noun: str, plural: str | None = None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mirepoix.report._comparison import accuracies, narrowed
+from mirepoix.report._front import front_volumes
 from mirepoix.report._numbers import NOT_AVAILABLE, cleaned, finite, percent
 from mirepoix.report._tables import Cell, Table, accuracy_table
 
@@ -38,6 +39,8 @@ class TerminalTable:
 def terminal_table(report: Mapping[str, Any]) -> TerminalTable:
     """OOD accuracy in percent for each strategy and target, best of each column bold; of a comparison, each system.
 
+    Of a front of rewarded soups, the hypervolume of each system and the area over its front.
+
     Example:
         >>> from rich.console import Console
         >>> Console().print(terminal_table(report))  # doctest: +SKIP
@@ -46,6 +49,10 @@ def terminal_table(report: Mapping[str, Any]) -> TerminalTable:
     if report.get("kind") == "comparison":
         table = accuracies(report)
         return TerminalTable(table, narrowed(table), f"Accuracy on {report['target']}, percent")
+    if report.get("kind") == "front":
+        table = front_volumes(report)
+        title = "Hypervolume: higher is better; area over the front: lower is better"
+        return TerminalTable(table, narrowed(table), title)
     wide = accuracy_table(report, "ood", costs=True)
     return TerminalTable(wide, _narrow(report, wide))
 

@@ -94,9 +94,13 @@ class RewardConnectivity:
                 f"{write(margin.mean)}, tolerance {write(margin.tolerance)} ({source})."
             )
         place = written(self.coefficients[int(self.chord.argmin())])
+        lowest = float(self.chord.min())
+        where = (
+            "on or above" if lowest >= 0 else "below, by no more than noise," if self.above_chord else "below"
+        )
         lines.append(
-            f"The front lies {'on or above' if self.above_chord else 'below'} the chord of the experts' rewards: "
-            f"smallest chord margin {write(float(self.chord.min()))}, at lambda = {place}."
+            f"The front lies {where} the chord of the experts' rewards: smallest chord margin {write(lowest)}, at "
+            f"lambda = {place}."
         )
         return "\n".join(lines)
 

@@ -242,25 +242,29 @@ class RewardFront:
         """
         return pareto_mask(self.means[:, self.columns(rewards)], eps)
 
-    def rows(self, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+    def rows(
+        self, *, rewards: Sequence[str] | None = None, resamples: int = 1000, seed: int = 0
+    ) -> list[dict[str, Any]]:
         """The front as a table, one row of plain values for each point.
 
         Args:
+            rewards: Which to look at for what is dominated; all by default.
             resamples: Of the bootstrap behind ``nondominated_probability``.
             seed: Of its draws.
 
         Returns:
-            For each point ``coefficients``, ``means``, ``nondominated`` (over all rewards) and, where there are values
+            For each point ``coefficients``, ``means``, ``nondominated`` and, where there are values
             per item, ``standard_errors`` of the means (None for one item) and ``nondominated_probability``.
         """
-        mask = self.nondominated()
+        mask = self.nondominated(rewards=rewards)
         rows: list[dict[str, Any]] = [
             {"coefficients": dict(shares), "means": self._named(means), "nondominated": bool(kept)}
             for shares, means, kept in zip(self.coefficients, self.means, mask, strict=True)
         ]
         if self.values is None:
             return rows
-        likely = nondominated_probability(self.values, resamples=resamples, seed=seed)
+        looked_at = self.values[:, self.columns(rewards)]
+        likely = nondominated_probability(looked_at, resamples=resamples, seed=seed)
         count = self.values.shape[-1]
         for row, values, probability in zip(rows, self.values, likely, strict=True):
             errors = None if count < 2 else self._named(values.std(axis=-1, ddof=1) / math.sqrt(count))

@@ -279,7 +279,7 @@ def _exact(above: Array) -> float:
     """The volume of undominated points above the origin."""
     if len(above) and above.shape[1] > 2:
         try:
-            import moocore  # type: ignore[import-not-found,unused-ignore]
+            import moocore
         except ImportError:
             pass
         else:

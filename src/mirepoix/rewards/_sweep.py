@@ -122,7 +122,7 @@ def sweep(
             f"{' '.join(left_out.values())} {len(checked) - len(points)} of {len(checked)} points are left out.",
             stacklevel=2,
         )
-    buffers = _Buffers(kept, into, extrapolate)
+    buffers = SoupBuffers(kept, into, extrapolate)
     judge = _Judge(evaluate, rewards, evaluation, cache, items)
     tables: dict[str, Array] = {}
     keys = []
@@ -224,7 +224,7 @@ def evaluate_policies(
     )
 
 
-class _Buffers:
+class SoupBuffers:
     """One set of tensors, into which every soup is written."""
 
     def __init__(self, experts: Sequence[Expert], into: Mapping[str, Any] | None, extrapolate: bool) -> None:
@@ -294,7 +294,7 @@ class _Judge:
         """The values as ``(rewards, items)``: found, or made now and kept."""
         identity = {**made_of, "evaluation": self.evaluation}
         path = None if self.cache is None else self.cache / f"{key_of(identity)}.json"
-        values = None if path is None else _kept(path, identity)
+        values = None if path is None else kept_values(path, identity)
         if values is None or not self._fits(values):
             values = self._evaluated(place, theta())
             if path is not None:
@@ -333,7 +333,7 @@ class _Judge:
             )
         values: dict[str, list[float]] = {}
         for name in names:
-            array = _array(found[name])
+            array = as_float64(found[name])
             where = f"reward {name!r} at {place}"
             if array is None or array.ndim != 1 or not array.size:
                 shape = "something else" if array is None else f"shape {array.shape}"
@@ -358,7 +358,7 @@ def _as_is(theta: Weights) -> Weights:
     return theta
 
 
-def _array(values: Any) -> Array | None:
+def as_float64(values: Any) -> Array | None:
     """The values in float64, whatever library they come from."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
@@ -368,7 +368,7 @@ def _array(values: Any) -> Array | None:
         return None
 
 
-def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, list[float]] | None:
+def kept_values(path: Path, identity: Mapping[str, Any]) -> dict[str, list[float]] | None:
     """The values in a file of the cache; None if there is none, or it is not what was written."""
     if not path.is_file():
         return None

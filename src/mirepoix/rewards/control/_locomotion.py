@@ -42,7 +42,7 @@ class Locomotion:
         InputError: Without rewards, or with a negative or infinite alpha.
 
     References:
-        Ramé et al. (2023), Rewarded soups, section 3.5; thesis, section 6.3 (locomotion).
+        Ramé et al. (2023), Rewarded soups; thesis, section 6.3.6.
     """
 
     environment: str = "HalfCheetah-v5"

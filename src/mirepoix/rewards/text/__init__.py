@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mirepoix.rewards.text._corpus import Corpus, Line, Prompts, movie_reviews
     from mirepoix.rewards.text._generate import TextEvaluation, TextModel
     from mirepoix.rewards.text._rewards import (
+        BUILTIN,
         Reward,
         as_reward,
         automated_readability,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         distinct,
         length_target,
         load_reward,
+        named_reward,
         rouge_l,
         sentiment,
         vader,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from mirepoix.rewards.text._train import FAR, NEAR, TextExpert, TextRun, TextTrainer
 
 _PLACES = {
+    "BUILTIN": "_rewards",
     "FAR": "_train",
     "NEAR": "_train",
     "AdaptedWeights": "_adapters",
@@ -56,6 +59,7 @@ _PLACES = {
     "length_target": "_rewards",
     "load_reward": "_rewards",
     "movie_reviews": "_corpus",
+    "named_reward": "_rewards",
     "rouge_l": "_rewards",
     "sentiment": "_rewards",
     "soup": "_adapters",
@@ -66,6 +70,7 @@ _PLACES = {
 __getattr__, __dir__ = contents(__name__, _PLACES)
 
 __all__ = [
+    "BUILTIN",
     "FAR",
     "NEAR",
     "AdaptedWeights",
@@ -89,6 +94,7 @@ __all__ = [
     "length_target",
     "load_reward",
     "movie_reviews",
+    "named_reward",
     "rouge_l",
     "sentiment",
     "soup",

@@ -27,6 +27,7 @@ from mirepoix.rewards.text._libraries import library, quiet
 from mirepoix.types import InputError
 
 __all__ = [
+    "BUILTIN",
     "Reward",
     "as_reward",
     "automated_readability",
@@ -35,6 +36,7 @@ __all__ = [
     "distinct",
     "length_target",
     "load_reward",
+    "named_reward",
     "rouge_l",
     "sentiment",
     "vader",
@@ -155,6 +157,48 @@ def load_reward(place: str, name: str | None = None, *, version: str = "") -> Re
             raise InputError(f"reward {place!r}: {module} has no {attribute!r}.")
         found = getattr(found, part)
     return as_reward(found, name, version=version)  # type: ignore[arg-type]
+
+
+BUILTIN = ("length", "distinct-2", "readability", "vader", "rouge-l", "bleu-4")
+"""What `named_reward` knows, with an example of a number where one may be given."""
+
+
+def named_reward(kind: str, name: str | None = None, *, known: Sequence[str] = ()) -> Reward:
+    """A built-in reward by its name, for recipes and command lines.
+
+    Args:
+        kind: ``length``, or ``length-7`` for a target of 7 words (5 by default); ``distinct-2`` for the share of
+            different pairs of words; ``readability``; ``vader``; ``rouge-l`` and ``bleu-4``, which read the column
+            ``reference``.
+        name: Of the reward; ``kind`` by default.
+        known: Other names that messages list.
+
+    Raises:
+        InputError: For a name that is none of these.
+    """
+    plain, _, number = kind.rpartition("-")
+    found: Reward | None = None
+    if kind == "length":
+        found = length_target(name=name or kind)
+    elif kind == "readability":
+        found = automated_readability(name=name or kind)
+    elif kind == "vader":
+        found = vader(name=name or kind)
+    elif kind == "rouge-l":
+        found = rouge_l(name=name or kind)
+    elif number.isdecimal() and int(number) > 0:
+        if plain == "length":
+            found = length_target(int(number), name=name or kind)
+        elif plain == "distinct":
+            found = distinct(int(number), name=name or kind)
+        elif plain == "bleu":
+            found = bleu(order=int(number), name=name or kind)
+    if found is None:
+        raise InputError(
+            f"reward: there is no built-in {kind!r}; expected one of {', '.join((*known, *BUILTIN))}, or a function as "
+            "module:function."
+        )
+    return found
 
 
 def length_target(words: int = 5, slack: float = 15.0, *, name: str = "length") -> Reward:

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,16 @@ def tiny_start(
     width: int = 96,
     layers: int = 2,
     longest: int = 48,
+    checkpoint_every: int = 100,
+    on_progress: Callable[[int, int, float], None] | None = None,
 ) -> TextStart:
     """A tokenizer and a language model from nothing, after supervised training on the lines of a corpus.
 
     A byte-level BPE tokenizer; a Llama of ``layers`` layers, with 4 heads of attention, tied embeddings and 0.4
     million parameters; AdamW with a rate that rises for a tenth of the steps and then falls to zero along half a
     cosine. Every text begins with a token of its own and ends with another. The same arguments give the same bits
-    on CPU, as long as the number of threads stays.
+    on CPU, as long as the number of threads stays. A training that was killed continues: its state is in a hidden file
+    beside ``folder`` until the folder is written.
 
     Args:
         corpus: Trained on is its part ``train``.
@@ -57,13 +60,21 @@ def tiny_start(
         width: Of the network, a multiple of 8.
         layers: Of the network.
         longest: Tokens after which a line is cut.
+        checkpoint_every: Updates between two states that are saved.
+        on_progress: Called after each update with the updates done, all of them, and the loss.
 
     Raises:
         InputError: If ``folder`` exists and is something else.
     """
-    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("layers", layers, 1)):
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}.")
+    at_least_one = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "layers": layers,
+        "checkpoint_every": checkpoint_every,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise InputError(f"{name}: expected at least 1, got {value}.")
     if width < 8 or width % 8:
         raise InputError(f"width: expected a multiple of 8, got {width}.")
     if words < 300:
@@ -87,11 +98,11 @@ def tiny_start(
         return _found(folder, made_of)
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: cannot be written, the folder {folder.parent} does not exist.")
-    started = time.perf_counter()
     texts = [line.text for line in corpus.part("train")]
     tokenizer = _tokenizer(texts, words)
+    state = folder.parent / f".{folder.name[:50]}.state.bin"
     with quiet():
-        model, losses = _trained(tokenizer, texts, made_of)
+        model, losses, seconds = _trained(tokenizer, texts, made_of, state, checkpoint_every, on_progress)
         temporary = folder.parent / f".{folder.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         try:
             model.save_pretrained(temporary)
@@ -102,10 +113,11 @@ def tiny_start(
                     "made_of": made_of,
                     "fingerprint": fingerprint(TextStart(temporary).weights),
                     "losses": losses,
-                    "seconds": round(time.perf_counter() - started, 2),
+                    "seconds": round(seconds, 2),
                 },
             )
             temporary.rename(folder)
+            state.unlink(missing_ok=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return TextStart(folder)
@@ -149,9 +161,18 @@ def _tokenizer(texts: Sequence[str], words: int) -> Any:
         )
 
 
-def _trained(tokenizer: Any, texts: Sequence[str], made_of: dict[str, Any]) -> tuple[Any, list[float]]:
-    """The network after its steps, and its loss in each of them."""
+def _trained(
+    tokenizer: Any,
+    texts: Sequence[str],
+    made_of: dict[str, Any],
+    state_file: Path,
+    checkpoint_every: int,
+    on_progress: Callable[[int, int, float], None] | None,
+) -> tuple[Any, list[float], float]:
+    """The network after its steps, its loss in each of them, and the seconds they took."""
     import torch
+
+    from mirepoix.training._interruption import load_state, save_state
 
     transformers = library("transformers")
     steps, size, longest = made_of["steps"], made_of["batch_size"], made_of["longest"]
@@ -177,10 +198,18 @@ def _trained(tokenizer: Any, texts: Sequence[str], made_of: dict[str, Any]) -> t
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=made_of["learning_rate"], weight_decay=0.01)
     random, order, losses = stream("tiny_start", made_of["seed"]), np.zeros(0, dtype=int), []
+    before, began, done = 0.0, time.perf_counter(), 0
+    saved = load_state(state_file)
+    if saved is not None and saved["made_of"] == made_of:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        done, losses, before = saved["step"], saved["losses"], saved["seconds"]
     for step in range(steps):
         if len(order) < size:
             order = np.concatenate([order, random.permutation(len(lines))])
         chosen, order = order[:size], order[size:]
+        if step < done:
+            continue
         batch = torch.nn.utils.rnn.pad_sequence(
             [lines[i] for i in chosen], batch_first=True, padding_value=-1
         )
@@ -197,4 +226,18 @@ def _trained(tokenizer: Any, texts: Sequence[str], made_of: dict[str, Any]) -> t
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(round(float(loss.detach()), 6))
-    return model.eval(), losses
+        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            save_state(
+                state_file,
+                {
+                    "made_of": made_of,
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "losses": losses,
+                    "seconds": before + time.perf_counter() - began,
+                },
+            )
+        if on_progress is not None:
+            on_progress(step + 1, steps, losses[-1])
+    return model.eval(), losses, before + time.perf_counter() - began

@@ -8,6 +8,8 @@ is kept of a training is its adapter.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 import shutil
 import tempfile
@@ -199,7 +201,7 @@ class TextTrainer:
             "name": "text",
             "reward": {name: float(share) for name, share in sorted(self.reward.items()) if share},
             "start": {part: value for part, value in self.start.identity.items() if part != "weights"},
-            "version": 1,
+            "code": _code_version(),
         }
 
     def __call__(self, theta: Weights, task: TextTask, run: TextRun, /) -> TextExpert:
@@ -302,10 +304,15 @@ class _Fitting:
         self.normaliser = trainer.normaliser(theta, task, run) if scaled else none(task.names)
         self.shares, self.several = shares, several
         self.snapshots: dict[str, dict[str, Any]] = {}
+        self.started, self.before = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of the training, those before it was interrupted included."""
+        return self.before + time.perf_counter() - self.started
 
     def run_to_end(self) -> tuple[dict[str, Weights], dict[str, Any]]:
         """The adapter's tensors by name, and the record."""
-        started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="mirepoix-") as folder, quiet():
             place = Path(folder)
             trainer = self._trainer(place)
@@ -325,7 +332,7 @@ class _Fitting:
             "normaliser": self.normaliser.to_dict(),
             "history": self._history(history),
             "generation": self._generation(),
-            "seconds": round(time.perf_counter() - started, 2),
+            "seconds": round(self.seconds, 2),
             "libraries": {name: metadata.version(name) for name in LIBRARIES},
         }
         return {"adapter_model": tensors, **self.snapshots}, record
@@ -451,7 +458,10 @@ class _Fitting:
 
         assert self.state is not None
         files = {file.name: _packed(file.read_bytes()) for file in sorted(folder.iterdir()) if file.is_file()}
-        save_state(self.state, {"step": step, "files": files, "snapshots": self.snapshots})
+        save_state(
+            self.state,
+            {"step": step, "files": files, "snapshots": self.snapshots, "seconds": self.seconds},
+        )
         shutil.rmtree(folder)
 
     def _unpacked(self, place: Path) -> str | None:
@@ -465,6 +475,7 @@ class _Fitting:
         for name, content in state["files"].items():
             (folder / name).write_bytes(content.numpy().tobytes())
         self.snapshots = state["snapshots"]
+        self.before, self.started = state["seconds"], time.perf_counter()
         return str(folder)
 
     def _tensors(self, model: Any) -> dict[str, Any]:
@@ -516,6 +527,16 @@ class _Fitting:
             if key in logs and name not in row:
                 row[name] = logs[key]
         return row
+
+
+@functools.cache
+def _code_version() -> str:
+    """A digest of the source files that decide the outcome of a training."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in ("_train.py", "_generate.py", "_task.py"):
+        digest.update(name.encode() + b"\0" + (here / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _put_settings(folder: Path, config: Mapping[str, Any]) -> None:
