@@ -8,7 +8,7 @@ from typing import Any
 
 from mirepoix.fronts._files import data_uri, write_soup
 from mirepoix.fronts._recipe import FrontRecipe, changed, table_of
-from mirepoix.fronts._subject import Place, told
+from mirepoix.fronts._subject import Place, default_steps, told
 from mirepoix.recipe import Count, Natural
 from mirepoix.rewards import Expert
 from mirepoix.rewards.diffusion import (
@@ -63,7 +63,7 @@ class DiffusionSubject:
         self.run = run_of(recipe.run).with_(seed=seed, samples_seed=seed)
         self.options = dict(recipe.start)
         self.rewards = self.task.measured
-        self.start_steps = int(self.options.get("steps", 600))
+        self.start_steps = int(self.options.get("steps", default_steps(diffusion_start)))
         self.steps = self.run.steps
         self._start: Weights | None = None
         self._judge: DiffusionEvaluation | None = None

@@ -309,22 +309,6 @@ class OfTexts(Evaluation):
             return reward(self.prompts, texts, **self.columns)
         except InputError as error:
             raise InputError(f"{str(error).rstrip('.')} (at {point.place}).") from error
-        except Exception as error:  # a function of the user: it may raise anything
-            prompt, found = self._culprit(reward, texts, error)
-            raise InputError(
-                f"reward {reward.name!r} failed at {point.place}: {type(found).__name__}: {found} ({prompt})."
-            ) from error
-
-    def _culprit(self, reward: Reward, texts: list[str], error: Exception) -> tuple[str, Exception]:
-        """The first prompt with which the reward fails by itself."""
-        for place, (prompt, text) in enumerate(zip(self.prompts, texts, strict=True)):
-            try:
-                reward.function(
-                    [prompt], [text], **{name: [values[place]] for name, values in self.columns.items()}
-                )
-            except Exception as found:
-                return f"for the prompt {prompt[:80]!r} and the completion {text[:80]!r}", found
-        return f"for all {len(texts)} prompts together, the first is {self.prompts[0][:80]!r}", error
 
     def facts(self, items: int) -> list[tuple[str, str]]:
         how = (

@@ -9,7 +9,7 @@ from typing import Any
 from mirepoix.fronts._files import input_file, input_folder
 from mirepoix.fronts._prompts import read_prompts
 from mirepoix.fronts._recipe import FrontRecipe, changed, table_of
-from mirepoix.fronts._subject import Place, told
+from mirepoix.fronts._subject import Place, default_steps, told
 from mirepoix.recipe import Count, Natural
 from mirepoix.rewards import Expert
 from mirepoix.rewards.text import (
@@ -250,7 +250,7 @@ class _Movies(LanguageSubject):
         self.held_out, self.columns = held_out.texts, {"reference": list(held_out.references)}
         self.measured = [*self.task.rewards, *(self._reward(name) for name in self.recipe.front.also)]
         self.options = dict(self.recipe.start)
-        self.start_steps = int(self.options.get("steps", 600))
+        self.start_steps = int(self.options.get("steps", default_steps(tiny_start)))
 
     def _reward(self, name: str) -> Reward:
         return sentiment(self.corpus) if name == "sentiment" else named_reward(name, known=("sentiment",))

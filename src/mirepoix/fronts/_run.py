@@ -171,7 +171,7 @@ class _Made:
         self.thetas = self._trained({expert: {expert: 1.0} for expert in front.experts})
         if not self.thetas:
             raise InputError(f"{name}: all experts diverged. Lower run.learning_rate. {' '.join(self.notes)}")
-        compromises = self._trained(
+        self.compromises = compromises = self._trained(
             {f"MORL {_written(preference)}": preference for preference in front.preferences}
         )
         self.kept: dict[str, Any] = {
@@ -314,6 +314,7 @@ class _Made:
         self.progress.stage("answers for the table of samples")
         columns = [("start", self.begun)]
         columns += [(f"lambda[{name}] = 1", theta) for name, theta in self.thetas.items()]
+        columns += list(self.compromises.items())
         experts = [self.subject.expert(name, theta) for name, theta in self.thetas.items()]
         between = self._between(list(self.thetas))
         found = [{"label": label, "answers": self.subject.answers(theta, count)} for label, theta in columns]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mirepoix.fronts._files import data_uri, write_soup
 from mirepoix.fronts._recipe import FrontRecipe, changed, table_of
-from mirepoix.fronts._subject import Place, told
+from mirepoix.fronts._subject import Place, default_steps, told
 from mirepoix.recipe import Count, Natural
 from mirepoix.rewards import Expert
 from mirepoix.rewards.scenes import (
@@ -70,7 +70,7 @@ class SceneSubject:
         self.run = run_of(recipe.run).with_(seed=seed)
         self.options = dict(recipe.start)
         self.rewards = self.task.rewards
-        self.start_steps = int(self.options.get("steps", 1500))
+        self.start_steps = int(self.options.get("steps", default_steps(scene_start)))
         self.steps = self.run.steps
         self._start: Weights | None = None
         self._judge: SceneEvaluation | None = None

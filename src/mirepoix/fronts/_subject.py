@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from mirepoix.rewards import Expert
 from mirepoix.store import Store
 from mirepoix.types import Weights
 
-__all__ = ["Place", "Progress", "Silence", "Subject"]
+__all__ = ["Place", "Progress", "Silence", "Subject", "default_steps", "told"]
 
 
 class Progress(Protocol):
@@ -117,6 +118,11 @@ class Subject(Protocol):
     def close(self) -> None:
         """Free what is held."""
         ...
+
+
+def default_steps(train: Callable[..., Any]) -> int:
+    """How many steps a function trains for unless it is told."""
+    return int(inspect.signature(train).parameters["steps"].default)
 
 
 def told(progress: Progress, names: Sequence[str]) -> Callable[[int, int, Mapping[str, Any]], None]:

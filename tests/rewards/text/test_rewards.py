@@ -173,3 +173,23 @@ def test_sentiment_of_the_real_reviews(shared):
     odds = np.array(reward([""] * len(lines), [line.text for line in lines]))
     # A line says little about its review; the words of one that speaks are worth more than chance.
     assert ((odds > 0) == [line.label == 1 for line in lines]).mean() > 0.6
+
+
+def test_a_function_that_raises_names_itself_and_the_prompt():
+    def picky(prompts, completions, **columns):
+        return [1 / len(text) for text in completions]
+
+    with pytest.raises(
+        InputError, match=r"reward 'picky' failed for the prompt 'two' and .* '': ZeroDivision"
+    ):
+        as_reward(picky)(["one", "two"], ["a", ""])
+
+    def lonely(prompts, completions, **columns):
+        if len(prompts) > 1:
+            raise KeyError("batch")
+        return [0.0]
+
+    with pytest.raises(InputError, match="for all 2 prompts together, of which the first is 'one': KeyError"):
+        as_reward(lonely)(["one", "two"], ["a", "b"])
+    with pytest.raises(InputError, match="got 1; the first prompt is 'one'"):
+        as_reward(lambda prompts, completions, **columns: [0.0], "few")(["one", "two"], ["a", "b"])

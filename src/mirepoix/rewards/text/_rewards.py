@@ -79,9 +79,18 @@ class Reward:
         """One number per completion.
 
         Raises:
-            InputError: If the function returns another number of values, or one that is no finite number.
+            InputError: If the function raises, with the prompt it fails at; if it returns another number of values, or
+                one that is no finite number.
         """
-        values = self.function(list(prompts), list(completions), **columns)
+        try:
+            values = self.function(list(prompts), list(completions), **columns)
+        except InputError:
+            raise
+        except Exception as error:  # the function is the user's: it may raise anything
+            where, found_error = self._culprit(prompts, completions, columns, error)
+            raise InputError(
+                f"reward {self.name!r} failed {where}: {type(found_error).__name__}: {found_error}."
+            ) from error
         try:
             found = list(values)
         except TypeError as error:
@@ -90,7 +99,8 @@ class Reward:
             ) from error
         if len(found) != len(completions):
             raise InputError(
-                f"reward {self.name!r}: expected one number per completion, {len(completions)}, got {len(found)}."
+                f"reward {self.name!r}: expected one number per completion, {len(completions)}, got {len(found)}; the "
+                f"first prompt is {_shown(prompts[0]) if prompts else 'none'}."
             )
         result = []
         for place, value in enumerate(found):
@@ -102,6 +112,22 @@ class Reward:
                 )
             result.append(number)
         return result
+
+    def _culprit(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Any],
+        error: Exception,
+    ) -> tuple[str, Exception]:
+        """The first prompt with which the function fails by itself."""
+        for place, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                self.function([prompt], [text], **{name: [values[place]] for name, values in columns.items()})
+            except Exception as found:
+                return f"for the prompt {_shown(prompt)} and the completion {_shown(text)}", found
+        first = _shown(prompts[0]) if prompts else "none"
+        return f"for all {len(completions)} prompts together, of which the first is {first}", error
 
 
 def as_reward(function: Function | Reward, name: str | None = None, *, version: str = "") -> Reward:
