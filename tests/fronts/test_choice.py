@@ -30,7 +30,27 @@ def test_means_without_items_are_enough():
     front = RewardFront(
         ("a", "b"), ("a", "b"), ({"a": 1, "b": 0}, {"a": 0, "b": 1}), means=[(1.0, 0.0), (0.0, 2.0)]
     )
-    assert choice(front, {"a": 0.5, "b": 0.5})["coefficients"] == {"a": 0, "b": 1}
+    assert choice(front, {"a": 0.4, "b": 0.6})["coefficients"] == {"a": 0, "b": 1}
+
+
+def test_the_units_of_rewards_do_not_matter():
+    front = trial().soups
+    scale = np.array([100.0, 1.0, 1.0])[:, None]
+    other = RewardFront(
+        front.experts,
+        front.rewards,
+        front.coefficients,
+        values=front.values * scale,
+        trained_on=front.trained_on,
+    )
+    for preference in ({"a": 0.2, "b": 0.8}, {"a": 0.5, "b": 0.5}, {"other": 1.0, "a": 1.0}):
+        assert choice(front, preference)["coefficients"] == choice(other, preference)["coefficients"]
+    flat = RewardFront(
+        ("a", "b"), ("a", "b"), ({"a": 1, "b": 0}, {"a": 0, "b": 1}), means=[(1.0, 0.0), (1.0, 2.0)]
+    )
+    found = choice(flat, {"b": 1.0})
+    assert found["coefficients"] == {"a": 0, "b": 1}
+    assert "as they are" in found["method"]
 
 
 @pytest.mark.parametrize(

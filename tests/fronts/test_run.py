@@ -99,7 +99,7 @@ def test_the_ensemble_of_one_expert_alone_is_that_expert(done):
 
 def test_the_chosen_weights_are_the_soup_and_state_what_they_are(done):
     folder, content = done
-    record = read_json(folder / "out" / "chosen.json")
+    record = read_json(folder / "out" / "choice.json")
     assert record["coefficients"] == content["choice"]["coefficients"]
     assert record["seed"] == 0
     assert content["choice"]["exported"] == "chosen.safetensors"
@@ -155,7 +155,7 @@ def test_killed_at_any_stage_it_continues_with_the_same_numbers(done, tmp_path):
         "run_front(recipe, recipe_path=path, out=Path(sys.argv[2]))"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(folder / "small.toml"), str(tmp_path / "out")]
-    store = tmp_path / "out" / "store"
+    store, killed = tmp_path / "out" / "store", 0
     for wanted in (1, 3, 5, 9):  # finished results: in the start, an expert, MORL and the next trial
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -164,12 +164,14 @@ def test_killed_at_any_stage_it_continues_with_the_same_numbers(done, tmp_path):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.005)
-        process.wait()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 3
     again = run(folder / "small.toml", tmp_path / "out")
     for trial, expected in zip(again["trials"], content["trials"], strict=True):
         for key in ("fronts", "connectivity", "volumes", "curves"):
             assert trial[key] == expected[key]
     assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert 0 < read_json(tmp_path / "out" / "job.json")["made_now"] < 2 * (1 + 2 + 1 + 3)
 
 
 def test_a_diverged_expert_is_left_out_and_told(done, tmp_path, monkeypatch):

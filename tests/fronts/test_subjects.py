@@ -167,7 +167,7 @@ def test_the_exported_adapter_is_the_soup(language, tmp_path):
     (model,) = (tmp_path / "out" / "store" / "text-starts").iterdir()
     base = transformers.AutoModelForCausalLM.from_pretrained(model)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    record = read_json(tmp_path / "out" / "chosen.json")
+    record = read_json(tmp_path / "out" / "choice.json")
     assert record["start"] == fingerprint(open_weights(model))
     adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out" / "chosen").merge_and_unload()
     experts = {}

@@ -271,7 +271,7 @@ OTHER_ITEMS = line_front({"first": [1, 0.7, 0], "second": [0, 0.8, 1]}, items=6,
             ),
             "evaluated differently, as 'x' and 'y'",
         ),
-        (lambda: compare_fronts(PLAIN, PLAIN, ideal=(1, 1)), "bounds on all points of both fronts"),
+        (lambda: compare_fronts(PLAIN, PLAIN, ideal=(1, 1)), "bounds on all points of the fronts"),
         (
             lambda: compare_fronts(table_front([(1, 2), (1, 3)]), table_front([(1, 2)] * 2)),
             "reward 0 is 1 in the ideal",
@@ -281,3 +281,23 @@ OTHER_ITEMS = line_front({"first": [1, 0.7, 0], "second": [0, 0.8, 1]}, items=6,
 def test_what_cannot_be_compared_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_front_beside_widens_the_box_in_every_draw():
+    random = np.random.default_rng(3)
+    shares = ({"a": 1.0, "b": 0.0}, {"a": 0.5, "b": 0.5}, {"a": 0.0, "b": 1.0})
+
+    def front(points, shift):
+        # All points of a draw move together, much more than they differ.
+        values = np.array(points)[:, :, None] + shift
+        return RewardFront(("a", "b"), ("a", "b"), shares[: len(points)], values=values)
+
+    shift = random.normal(size=(1, 1, 400)) * 5
+    soup = front([(1, 0), (0.8, 0.8), (0, 1)], shift)
+    morl = front([(1, 0), (0.5, 0.5), (0, 1)], shift)
+    wide = front([(2, -1)], shift)
+    found = compare_fronts(soup, morl, beside=[wide])
+    assert found.hypervolumes[0].ideal == pytest.approx((soup.means[0, 0] + 1, soup.means[2, 1]))
+    interval = found.hypervolume_difference
+    assert interval.low == pytest.approx(interval.value) == pytest.approx(interval.high)
+    assert interval.value < compare_fronts(soup, morl).hypervolume_difference.value

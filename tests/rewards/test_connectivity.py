@@ -122,8 +122,23 @@ def test_noise_of_the_items_widens_the_tolerance():
     assert found.holds
     deep = reward_connectivity(noisy(0.3, 400))
     assert not deep.holds
-    assert deep.rewards["r0"].tolerance == pytest.approx(1.96 / 20, rel=0.12)
+    # One point between two experts: the quantile of one normal number that is exceeded in 5 %.
+    assert deep.rewards["r0"].tolerance == pytest.approx(1.645 / 20, rel=0.12)
     assert not reward_connectivity(noisy(0.04, 40_000)).holds
+
+
+def test_pure_noise_seldom_fails():
+    """Eleven policies of the same mean and two rewards: the smallest of 18 margins is nearly always negative."""
+    random = np.random.default_rng(11)
+    shares = tuple({"a": i / 10, "b": 1 - i / 10} for i in range(11))
+    failed = negative = 0
+    for _ in range(100):
+        front = RewardFront(("a", "b"), ("a", "b"), shares, values=random.normal(size=(11, 2, 64)))
+        found = reward_connectivity(front, resamples=200)
+        failed += not found.holds
+        negative += min(margin.minimum for margin in found.rewards.values()) < 0
+    assert negative > 90
+    assert failed <= 12  # 5 expected; more than 12 in one of 1,000
 
 
 def test_items_are_drawn_together_for_all_points():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mirepoix.fronts._given import Export
     from mirepoix.fronts._given_rewards import Speaking
 
-__all__ = ["front"]
+__all__ = ["front", "tell_choice"]
 
 _TEXT = "Language models"
 _START = "What experts must share"
@@ -143,12 +143,18 @@ def front(
 
     Console().print(terminal_table(content))
     typer.echo(f"\n{content['verdict']}")
-    chosen = content["choice"]
+    tell_choice(content)
+    typer.echo(f"\nReport: {out / 'report.html'}")
+
+
+def tell_choice(content: dict[str, Any], folder: Path | None = None) -> None:
+    """Which soup was chosen, what it earns, and where it is."""
+    chosen = content.get("choice")
     if chosen is not None:
         shares = ", ".join(f"{name} {share:.3g}" for name, share in chosen["coefficients"].items() if share)
         expected = ", ".join(f"{name} {value:.4g}" for name, value in chosen["expected"].items())
-        typer.echo(f"\nChosen: {shares} ({expected}): {chosen['exported']}")
-    typer.echo(f"\nReport: {out / 'report.html'}")
+        place = chosen["exported"] if folder is None else folder / chosen["exported"]
+        typer.echo(f"\nChosen: {shares} ({expected}): {place}")
 
 
 def _work(
@@ -159,32 +165,34 @@ def _work(
 
     with Bar() as bar:
         bar.stage("loading torch")
+        from mirepoix.experiment import claimed
         from mirepoix.fronts import front_report
         from mirepoix.fronts._given import front_of_experts
         from mirepoix.report import write_report
         from mirepoix.store import environment
 
-        found = front_of_experts(experts, rewards, out=out, progress=bar, **options)
-        choice = found.choice
-        if choice is not None and found.export is not None:
-            bar.stage("writing the chosen weights")
-            place, notes = _export(found.export, out, dense, options["container"])
-            choice = {**choice, "exported": str(place), "notes": [*choice["notes"], *notes]}
-        facts = [*found.facts, ("Chosen weights", _exported(choice))]
-        content = front_report(
-            [found.trial],
-            name=found.trial.name,
-            title=f"Rewarded soups of {', '.join(found.trial.soups.experts)}",
-            facts=facts,
-            protocol=found.protocol,
-            choice=choice,
-            samples=found.samples,
-            warnings=[],  # the provenance of the front has them
-            environment=environment(),
-            command=shlex.join(["mirepoix", *sys.argv[1:]]),
-        )
-        bar.stage("writing the report")
-        write_report(content, out)
+        with claimed(out, shares=False):
+            found = front_of_experts(experts, rewards, out=out, held=True, progress=bar, **options)
+            choice = found.choice
+            if choice is not None and found.export is not None:
+                bar.stage("writing the chosen weights")
+                place, notes = _export(found.export, out, dense, options["container"])
+                choice = {**choice, "exported": str(place), "notes": [*choice["notes"], *notes]}
+            facts = [*found.facts, ("Chosen weights", _exported(choice))]
+            content = front_report(
+                [found.trial],
+                name=found.trial.name,
+                title=f"Rewarded soups of {', '.join(found.trial.soups.experts)}",
+                facts=facts,
+                protocol=found.protocol,
+                choice=choice,
+                samples=found.samples,
+                warnings=[],  # the provenance of the front has them
+                environment=environment(),
+                command=shlex.join(["mirepoix", *sys.argv[1:]]),
+            )
+            bar.stage("writing the report")
+            write_report(content, out)
     return content
 
 

@@ -94,10 +94,13 @@ def run(
         return
     from rich.console import Console
 
+    from mirepoix.cli._front import tell_choice
     from mirepoix.report import terminal_table
 
     Console().print(terminal_table(content))
-    typer.echo(f"\n{content['verdict']}\n\nReport: {folder / 'report.html'}")
+    typer.echo(f"\n{content['verdict']}")
+    tell_choice(content, folder)
+    typer.echo(f"\nReport: {folder / 'report.html'}")
 
 
 def _work(

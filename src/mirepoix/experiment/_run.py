@@ -141,7 +141,19 @@ def _run(
     return report
 
 
-RESULTS = ("members", "soups", "predictions", "figures", "report.json", "report.md", "report.html")
+RESULTS = (
+    "members",
+    "soups",
+    "predictions",
+    "fronts",
+    "chosen",
+    "chosen.safetensors",
+    "choice.json",
+    "figures",
+    "report.json",
+    "report.md",
+    "report.html",
+)
 """What a job puts into its folder, beside ``job.json`` and the store."""
 
 
@@ -180,6 +192,8 @@ def begin(out: Path, now: dict[str, Any]) -> None:
     """Start or continue a job here; finished results of another recipe or other images are never overwritten."""
     file = out / "job.json"
     before = read_json(file) if file.is_file() else None
+    if before is None and (out / "front.json").exists():
+        raise InputError(f"{out}: holds the results of `mirepoix front`. Choose another --out.")
     if before is not None and not isinstance(before, dict):
         raise InputError(f"{file}: expected the record of a job, got something else. Choose another --out.")
     if before is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mirepoix.rewards import RewardFront, cross_validate, lambda_equals_mu
+import numpy as np
+
+from mirepoix.rewards import RewardFront, cross_validate, lambda_equals_mu, minmax
 from mirepoix.types import InputError
 
 __all__ = ["check_preference", "choice"]
@@ -36,6 +38,9 @@ def check_preference(preference: Mapping[str, float], front: RewardFront) -> dic
 def choice(front: RewardFront, preference: Mapping[str, float]) -> dict[str, Any]:
     r"""The point of a front for the user's reward :math:`\hat R = \sum_k \hat\mu_k R_k`, as plain values for a report.
 
+    Rewards are scaled to [0, 1] between the worst and the best point of the front before they are weighted, so that the
+    preference does not depend on their units; if one is the same everywhere they are taken as they are.
+
     If it is known which expert was trained on which reward, every reward of the preference is one of these, and there
     are items enough, a point is cross-validated: of those within one standard error of the best, the nearest to
     :math:`\lambda = \hat\mu`. Otherwise it is the point with the largest user's reward.
@@ -52,14 +57,21 @@ def choice(front: RewardFront, preference: Mapping[str, float]) -> dict[str, Any
         InputError: As from `check_preference`.
     """
     wanted = check_preference(preference, front)
-    best = front.best(wanted)
-    coefficients, method, notes = dict(best.coefficients), "largest mean of the preferred reward", []
+    extent = np.ptp(front.means, axis=0)
+    scaled = front.normaliser is None and bool((extent > 0).all())
+    judged = front.normalised(minmax(front.by_reward())) if scaled else front
+    unit = "rewards scaled to [0, 1] over the front" if scaled else "rewards as they are"
+    best = judged.best(wanted)
+    coefficients, method = dict(best.coefficients), f"largest mean of the preferred reward, {unit}"
+    notes = []
     trained = set(front.trained_on.values())
     items = front.items or 0
     if set(wanted) <= trained and len(front.trained_on) == len(front.experts) and items >= 2 * FOLDS:
-        found = cross_validate(front, wanted, folds=FOLDS)
+        found = cross_validate(judged, wanted, folds=FOLDS)
         coefficients = dict(found.coefficients)
-        method = f"cross-validated in {FOLDS} folds, the rule of one standard error nearest to lambda = mu"
+        method = (
+            f"cross-validated in {FOLDS} folds, the rule of one standard error nearest to lambda = mu, {unit}"
+        )
         near = lambda_equals_mu(wanted, front.trained_on).coefficients
         notes.append(
             f"On items that were not chosen on, the preferred reward is {found.held_out:.4g} ± "

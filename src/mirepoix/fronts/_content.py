@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mirepoix import __version__
+from mirepoix.bootstrap import Interval
 from mirepoix.rewards import (
     RewardFront,
     area_over_front,
@@ -150,15 +151,12 @@ def _trial(trial: Trial) -> dict[str, Any]:
     ]
     difference = None
     if trial.morl is not None and extended:
-        found = compare_fronts(soups, trial.morl, rewards=names, ideal=ideal, nadir=nadir)
-        interval = found.hypervolume_difference
+        beside = [front for role, front in compared if role not in ("soup", "morl")]
+        found = compare_fronts(soups, trial.morl, rewards=names, beside=beside)
         difference = {
             "label": f"{soups.label} - {trial.morl.label}",
-            "hypervolume": {
-                "mean": interval.value,
-                "low": None if np.isnan(interval.low) else interval.low,
-                "high": None if np.isnan(interval.high) else interval.high,
-            },
+            "hypervolume": _plain(found.hypervolume_difference),
+            "area": _plain(found.area_difference),
             "dominated": list(found.dominated),
         }
     return {
@@ -179,6 +177,11 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _plain(interval: Interval) -> dict[str, float | None]:
+    low, high = (None if np.isnan(end) else end for end in (interval.low, interval.high))
+    return {"mean": interval.value, "low": low, "high": high}
+
+
 def _rows(front: RewardFront, names: Sequence[str]) -> list[dict[str, Any]]:
     """A row per point; whether it is dominated is asked of the rewards that were trained on."""
     return [
@@ -189,7 +192,7 @@ def _rows(front: RewardFront, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def _volumes(rows: Any, ideal: Any, nadir: Any, extended: bool) -> dict[str, Any]:
     """Hypervolume and area in the box that all fronts of a trial share."""
-    if not extended:  # one reward, or one that is the same everywhere
+    if not extended or len(rows) < 2:  # one reward, one that is the same everywhere, or one point
         return {"hypervolume": None, "area": None, "used": None}
     mode: Any = "linear" if rows.shape[1] == 2 else "staircase"
     above = hypervolume((rows - nadir) / (ideal - nadir), np.zeros(len(ideal)))
@@ -317,7 +320,8 @@ def _verdict(told: Sequence[Mapping[str, Any]]) -> str:
         above = sum(bool(found["above_chord"]) for found in known)
         if len(told) == 1:
             sentences.append(
-                "The experts are linearly connected: no soup earns less than the average of its experts."
+                "The experts are linearly connected: no soup earns less than the average of its experts by more than "
+                "noise."
                 if held
                 else "The experts are not linearly connected: a soup earns less than the average of its experts"
                 + (
@@ -335,22 +339,56 @@ def _verdict(told: Sequence[Mapping[str, Any]]) -> str:
         found = trial["difference"]
         if found is None:
             continue
-        interval, value = found["hypervolume"], found["hypervolume"]["mean"]
         where = f" ({trial['name']})" if len(told) > 1 else ""
         volumes = {volume["role"]: volume for volume in trial["volumes"]}
-        counts = [_trainings(volumes[role]["trainings"]) for role in ("soup", "morl")]
-        text = (
-            f"Hypervolume of the soups{counts[0]}: {volumes['soup']['hypervolume']:.3f}, of MORL{counts[1]}: "
-            f"{volumes['morl']['hypervolume']:.3f}{where}"
-        )
-        if interval["low"] is not None and interval["low"] <= 0 <= interval["high"]:
+        soup, morl = volumes["soup"], volumes["morl"]
+        if soup["hypervolume"] is None or morl["hypervolume"] is None:
+            continue
+        # A hypervolume grows with the number of points, the area over straight lines between them hardly does.
+        fair = soup["points"] == morl["points"]
+        what, sign = ("hypervolume", 1) if fair else ("area", -1)
+        counts = [_trainings(volume["trainings"]) for volume in (soup, morl)]
+        told_as = "Hypervolume" if fair else "Area over the front (lower is better)"
+        text = f"{told_as} of the soups{counts[0]}: {soup[what]:.3f}, of MORL{counts[1]}: {morl[what]:.3f}{where}"
+        interval = found[what]
+        if not fair and len(trial["box"]["ideal"]) > 2:
+            text += f"; {soup['points']} points against {morl['points']}, which is no fair comparison"
+        elif interval["low"] is not None and interval["low"] <= 0 <= interval["high"]:
             text += "; the items do not tell them apart"
-        elif value != 0:
-            text += f"; the soups are {'ahead' if value > 0 else 'behind'}"
+        elif interval["mean"]:
+            text += f"; the soups are {'ahead' if sign * interval['mean'] > 0 else 'behind'}"
         sentences.append(f"{text}.")
     if not sentences:
         sentences.append("A front of soups, without anything to compare it with.")
     return " ".join(sentences)
+
+
+def _learned(trials: Sequence[Trial]) -> list[list[str]]:
+    """Experts that do not beat the start in the reward they were trained on."""
+    found = []
+    for trial in trials:
+        soups, start = trial.soups, trial.start
+        if start is None:
+            continue
+        for expert, reward in soups.trained_on.items():
+            row = soups.vertex(expert)
+            if row is None or reward not in soups.rewards or reward not in start.rewards:
+                continue
+            one, other = soups.rewards.index(reward), start.rewards.index(reward)
+            gain, error = float(soups.means[row, one] - start.means[0, other]), 0.0
+            if soups.values is not None and start.values is not None and (soups.items or 0) > 1:
+                paired = soups.values[row, one] - start.values[0, other]
+                error = float(paired.std(ddof=1) / np.sqrt(len(paired)))
+            if gain <= 2 * error:
+                found.append(
+                    [
+                        "warning",
+                        f"{trial.name}: expert {expert} does not beat the start in {reward}, by more than noise: "
+                        f"{gain:+.3g} ± {error:.2g}. Train it longer, with a higher rate or a weaker KL penalty, "
+                        "before judging its soups.",
+                    ]
+                )
+    return found
 
 
 def _trainings(count: int | None) -> str:
@@ -382,6 +420,16 @@ def _trust(
                     f"{trial['name']}: all points earn the same {', '.join(flat)}, so no volume is given.",
                 ]
             )
+    found += _learned(trials)
+    unknown = [expert for expert in trials[0].soups.experts if expert not in trials[0].soups.trained_on]
+    if unknown:
+        found.append(
+            [
+                "note",
+                f"It is not known what {', '.join(unknown)} was trained on, so volumes and connectivity are of "
+                "the other experts' rewards, or of all. Call an expert like its reward, or name it: --trained EXPERT=REWARD.",
+            ]
+        )
     counts = {volume["role"]: volume["points"] for volume in told[0]["volumes"]}
     if counts.get("morl", counts["soup"]) != counts["soup"]:
         found.append(

@@ -81,6 +81,11 @@ class DiffusionSubject:
         return self._judge
 
     @property
+    def inputs(self) -> str:
+        """Names the task."""
+        return self.task.digest
+
+    @property
     def evaluation(self) -> str:
         """Names rewards, noise and sampler."""
         return self.judge.digest

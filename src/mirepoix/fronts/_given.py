@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +95,7 @@ def front_of_experts(
     container: str | None = None,
     force: bool = False,
     fresh: bool = False,
+    held: bool = False,
     progress: Progress | None = None,
 ) -> GivenFront:
     r"""The rewards of the soups :math:`\theta_\lambda = \sum_i \lambda_i \theta_i` of given experts.
@@ -127,6 +129,7 @@ def front_of_experts(
         container: Where the weights are in torch files that hold several.
         force: Let through experts of which it is not known that they share a start, or known that they do not.
         fresh: Evaluate anew what is kept.
+        held: The caller holds ``out`` already (`mirepoix.experiment.claimed`).
         progress: Hears of every soup.
 
     Returns:
@@ -146,11 +149,11 @@ def front_of_experts(
     )
     trained, preference = dict(trained or {}), None if preference is None else dict(preference)
     _check_options(given.paths, rewards, trained, points, preference)
-    with claimed(folder, shares=False):
+    with nullcontext() if held else claimed(folder, shares=False):
+        if (folder / "job.json").exists():
+            raise InputError(f"{folder}: holds the results of `mirepoix run`. Choose another --out.")
         values = folder / "values"
         (values / COMPLETIONS).mkdir(parents=True, exist_ok=True)
-        if fresh:
-            forget(values)
         told = given.check([folder / name for name in WRITTEN])
         evaluation: Evaluation
         if speaking is None:
@@ -159,6 +162,8 @@ def front_of_experts(
             assert given.text_start is not None
             evaluation = OfTexts(rewards, values, seed, start=given.text_start, speaking=speaking)
         _check_rewards(evaluation.names, trained, preference)
+        if fresh:  # only once the command is known to be right
+            forget(values)
         stage = progress.stage if progress is not None else _silent
         stage("reading the experts")
         left_out = given.diverged()

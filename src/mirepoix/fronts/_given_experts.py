@@ -217,10 +217,22 @@ class GivenExperts:
                 told[name] = digest
             elif self.are_adapters and isinstance(base, str) and re.fullmatch(r"[0-9a-f]{16}", base):
                 told[name] = base  # the head of a fingerprint, as our own trainer of texts writes it
+            elif isinstance(base, str) and base and self._differs(base):
+                self._let_through(
+                    f"expert {name!r} names {base} as its start, whose weights are other ones than those of --start "
+                    f"{self.start}",
+                    None,
+                )
             elif isinstance(base, str) and base:
                 named[name] = base
             source.close()
         return told, named
+
+    def _differs(self, base: str) -> bool:
+        """Whether a start that is named by its place lies there, and is not the one that is given."""
+        if self.start is None or self.starts_with_adapter or not Path(base).is_dir():
+            return False
+        return fingerprint(open_weights(base)) != self.start_fingerprint
 
     def _refuse_other_starts(self, told: Mapping[str, str]) -> None:
         first = next(iter(told), None)

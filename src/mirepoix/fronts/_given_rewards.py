@@ -6,7 +6,6 @@ Every value is kept as soon as it is known, by the content of the weights, of th
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import os
@@ -15,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,7 +230,7 @@ class OfTexts(Evaluation):
         self, rewards: Sequence[str], folder: Path, seed: int, *, start: TextStart, speaking: Speaking
     ) -> None:
         super().__init__(folder, seed)
-        from mirepoix.rewards.text._generate import check_columns
+        from mirepoix.rewards.text._generate import check_columns, code_version
         from mirepoix.training import choose_device
 
         self.start, self.speaking = start, speaking
@@ -261,6 +260,7 @@ class OfTexts(Evaluation):
         self.made_of = {
             "start": {part: text for part, text in self.start.identity.items() if part != "weights"},
             "prompts": _digest(json.dumps(self.prompts)),
+            "code": code_version(),
             "options": {name: value for name, value in self.options.items() if name not in drawn},
         }
         self.identity = {
@@ -392,21 +392,10 @@ def _text_reward(text: str) -> Reward:
             f"--rewards: expected [NAME=]MODULE:FUNCTION, the folder of a sequence classifier or one of "
             f"{', '.join(library.BUILTIN)}, got {text!r}."
         )
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
     try:
-        reward = library.load_reward(place)
+        return library.load_reward(place, name, folders=[os.getcwd()])
     except InputError as error:
         raise InputError(f"--rewards: {error}") from error
-    except Exception as error:  # the module is the user's: it may raise anything
-        raise InputError(
-            f"--rewards: module {place.partition(':')[0]!r} could not be imported: {type(error).__name__}: {error}."
-        ) from error
-    called = name or reward.name
-    made_of = {**reward.made_of, "module": _digest(_module_text(place))}
-    return replace(reward, name=called, made_of=made_of)
 
 
 def _module_text(place: str) -> str:

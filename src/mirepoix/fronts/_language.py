@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mirepoix.checkpoints import read_json, write_json
 from mirepoix.fronts._files import input_file, input_folder
 from mirepoix.fronts._prompts import read_prompts
 from mirepoix.fronts._recipe import FrontRecipe, changed, table_of
@@ -31,6 +32,7 @@ from mirepoix.rewards.text import (
     tiny_start,
 )
 from mirepoix.store import key_of
+from mirepoix.training import choose_device
 from mirepoix.types import InputError, Weights
 
 __all__ = ["LanguageSubject", "build", "tables"]
@@ -51,15 +53,19 @@ TEXT_TASK = {"model": str, "prompts": str, "device": str}
 GENERATION = {"max_tokens": Count, "temperature": float, "seed": Natural, "batch_size": Count}
 MOVIE_EVALUATION = {"prompts": Count, "part": str, **GENERATION}
 TEXT_EVALUATION = {"prompts": str, "limit": Count, **GENERATION}
-REWARD = {
-    "function": str,
-    "classifier": str,
-    "builtin": str,
-    "column": str,
-    "label": str | int,
-    "minus": str | int,
-    "batch_size": Count,
+REWARDS: Mapping[str, Mapping[str, Any]] = {
+    "function": {"function": str, "version": str},
+    "builtin": {"builtin": str},
+    "classifier": {
+        "classifier": str,
+        "label": str | int,
+        "minus": str | int,
+        "with_prompt": bool,
+        "batch_size": Count,
+        "device": str,
+    },
 }
+"""What a table of a reward may hold, by the kind of reward."""
 
 
 def run_of(values: Mapping[str, Any]) -> TextRun:
@@ -95,9 +101,10 @@ def _needs(key: str, values: dict[str, Any], names: Sequence[str]) -> dict[str, 
 
 def _check_rewards(values: Mapping[str, Mapping[str, Any]]) -> None:
     for name, options in values.items():
-        found = table_of(f"rewards.{name}", REWARD, options)
-        if sum(kind in found for kind in ("function", "classifier", "builtin")) != 1:
+        kinds = [kind for kind in REWARDS if kind in options]
+        if len(kinds) != 1:
             raise InputError(f"rewards.{name}: expected one of function, classifier and builtin.")
+        table_of(f"rewards.{name}", REWARDS[kinds[0]], options)
 
 
 def build(recipe: FrontRecipe, place: Place, seed: int) -> LanguageSubject:
@@ -137,6 +144,20 @@ class LanguageSubject:
         raise NotImplementedError
 
     # What they share.
+
+    @property
+    def inputs(self) -> str:
+        """Names prompts and rewards."""
+        columns = {name: [str(value) for value in values] for name, values in self.columns.items()}
+        rewards = [[reward.name, reward.digest] for reward in self.measured]
+        return key_of(
+            {
+                "task": self.task.digest,
+                "held_out": list(self.held_out),
+                "columns": columns,
+                "rewards": rewards,
+            }
+        )
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -220,7 +241,14 @@ class LanguageSubject:
         """One adapter that PEFT can load over the start: exact, by longer factors."""
         adapted = {name: theta for name, theta in thetas.items() if isinstance(theta, AdaptedWeights)}
         made = soup(adapted, {name: coefficients[name] for name in adapted})
-        made.save_adapter(folder / "chosen", overwrite=True)
+        place = folder / "chosen"
+        made.save_adapter(place, overwrite=True)
+        settings = read_json(place / "adapter_config.json")
+        # So that PEFT finds the start by itself.
+        write_json(
+            place / "adapter_config.json",
+            {**settings, "base_model_name_or_path": str(self.given.folder.resolve())},
+        )
         return "chosen"
 
     def close(self) -> None:
@@ -291,7 +319,13 @@ class _Given(LanguageSubject):
 
     def prepare(self) -> None:
         place, task, evaluation = self.place, self.recipe.task, self.recipe.evaluation
-        self.device = task.get("device")
+        self.device = str(choose_device(str(task.get("device", "auto"))))
+        unused = [name for name in self.recipe.rewards if name not in self.names]
+        if unused:
+            raise InputError(
+                f"rewards.{unused[0]}: it is neither among front.experts nor front.also. Name it there, or leave it "
+                "out."
+            )
         self.folder = input_folder("task.model", str(task["model"]), place)
         prompts, columns = self._prompts("task.prompts", str(task["prompts"]), None)
         held_out, self.columns = self._prompts(
@@ -310,7 +344,13 @@ class _Given(LanguageSubject):
         if not options:
             return named_reward(name)
         if "function" in options:
-            return load_reward(options["function"], name)
+            here = [self.place.recipe.parent, *([self.place.data] if self.place.data else []), Path.cwd()]
+            return load_reward(
+                str(options["function"]),
+                name,
+                version=str(options.get("version", "")),
+                folders=[folder for folder in here if folder.is_dir()],
+            )
         if "builtin" in options:
             return named_reward(options["builtin"], name)
         place = input_folder(f"rewards.{name}.classifier", str(options.pop("classifier")), self.place)

@@ -91,6 +91,11 @@ class LocomotionSubject:
         return self._judge
 
     @property
+    def inputs(self) -> str:
+        """Names the task."""
+        return self.task.digest
+
+    @property
     def evaluation(self) -> str:
         """Names task, episodes and statistics."""
         return self.judge.digest

@@ -25,7 +25,7 @@ def read_prompts(path: Path, option: str = "--prompts") -> tuple[list[str], dict
     if not path.is_file():
         raise InputError(f"{option} {path}: expected a file, got nothing there. Check the path.")
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{option} {path}: expected text in UTF-8: {error}.") from error
     if path.suffix == ".txt":

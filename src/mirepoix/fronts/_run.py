@@ -89,8 +89,9 @@ class _Study:
         self.progress.stage("reading the inputs")
         subjects = [build(self.recipe, self.place, seed) for seed in self.front.seeds]
         job = {
-            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "recipe": self.recipe.model_dump(mode="json", exclude_none=True, exclude={"front": {"threads"}}),
             "mirepoix": __version__,
+            "task": {"digest": subjects[0].inputs},
         }
         begin(self.out, job)
         self.progress.stage("trying the rewards")
@@ -302,7 +303,7 @@ class _Made:
             "seed": self.seed,
             "environment": environment(),
         }
-        write_json(self.study.out / "chosen.json", record)
+        write_json(self.study.out / "choice.json", record)
         return {**found, "exported": name}
 
     def samples(self) -> dict[str, Any] | None:

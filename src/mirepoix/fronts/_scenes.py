@@ -89,6 +89,11 @@ class SceneSubject:
         return self._judge
 
     @property
+    def inputs(self) -> str:
+        """Names the task."""
+        return self.task.digest
+
+    @property
     def evaluation(self) -> str:
         """Names scenes and rewards."""
         return self.judge.digest

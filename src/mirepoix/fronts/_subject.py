@@ -63,6 +63,7 @@ class Subject(Protocol):
 
     Attributes:
         rewards: All that is measured.
+        inputs: Names what is read: data, prompts, rewards.
         evaluation: Names what decides the values of an evaluation, beside the weights.
         start_steps: Training steps of the start, 0 if it is given.
         steps: Training steps of one expert.
@@ -71,6 +72,9 @@ class Subject(Protocol):
     rewards: tuple[str, ...]
     start_steps: int
     steps: int
+
+    @property
+    def inputs(self) -> str: ...
 
     @property
     def evaluation(self) -> str: ...

@@ -586,7 +586,7 @@ def _curves(report: Mapping[str, Any]) -> tuple[_Listing, str]:
             ]
         )
     heads = ["Reward", *["Trial"] * several, "Trained on", "Highest", "at λ", "Above every expert"]
-    heads += ["Soups above every expert", "Monotone"]
+    heads += ["Soups above every expert", "Monotone, but for noise"]
     gains: dict[str, list[bool]] = {}
     for _, curve in found:
         if not curve.get("trained"):

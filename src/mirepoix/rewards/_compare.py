@@ -308,6 +308,7 @@ def compare_fronts(
     rewards: Sequence[str] | None = None,
     ideal: ArrayLike | None = None,
     nadir: ArrayLike | None = None,
+    beside: Sequence[RewardFront] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> FrontComparison:
@@ -324,8 +325,10 @@ def compare_fronts(
         first: Usually the rewarded soups.
         second: With the same rewards, evaluated on the same items in the same order.
         rewards: Which to compare; by default those that experts of ``first`` were trained on.
-        ideal: The best of each reward; by default over both fronts.
-        nadir: The worst of each reward; by default over both fronts.
+        ideal: The best of each reward; by default over both fronts and those beside them.
+        nadir: The worst of each reward; likewise.
+        beside: Further fronts of the same rewards and items, such as that of an ensemble, which ideal and nadir are
+            taken over too.
         resamples: Of the bootstrap, 0 for none. With five or more rewards and many points, a draw takes long unless
             moocore is installed.
         seed: Of the bootstrap.
@@ -345,9 +348,10 @@ def compare_fronts(
         Ramé et al. (2023), Rewarded soups; thesis, section 6.3.1 and remark 6.2.
     """
     names = tuple(rewards) if rewards is not None else first.trained_rewards()
-    _check_comparable(first, second)
-    one, two = (front.means[:, front.columns(names)] for front in (first, second))
-    best, worst = common_box(one, two)
+    for other in (second, *beside):
+        _check_comparable(first, other)
+    one, two, *rest = (front.means[:, front.columns(names)] for front in (first, second, *beside))
+    best, worst = common_box(one, two, *rest)
     given = [
         None if bound is None else as_bound(name, bound, len(names))
         for name, bound in (("ideal", ideal), ("nadir", nadir))
@@ -357,29 +361,32 @@ def compare_fronts(
     )
     if (best > top).any() or (worst < bottom).any():
         raise InputError(
-            f"ideal, nadir: expected bounds on all points of both fronts, which reach from {written(worst)} to "
+            f"ideal, nadir: expected bounds on all points of the fronts, which reach from {written(worst)} to "
             f"{written(best)}, got ideal {written(top)} and nadir {written(bottom)}."
         )
     check_extent(top, bottom)
     mode: Mode = "linear" if len(names) == 2 else "staircase"
     plain = _numbers(one, two, top, bottom, mode)
     differences = [Interval(value, math.nan, math.nan) for value in plain[:2]]
-    if first.values is not None and second.values is not None and resamples:
-        tables = [front.values[:, front.columns(names)] for front in (first, second)]
+    known = [front.values for front in (first, second, *beside)]
+    values = [table for table in known if table is not None]
+    if len(values) == len(known) and resamples:
+        columns = [front.columns(names) for front in (first, second, *beside)]
+        tables = [table[:, column] for table, column in zip(values, columns, strict=True)]
         items = tables[0].shape[-1]
 
         def redrawn(drawn: NDArray[np.int64]) -> list[float]:
             counts = np.bincount(drawn, minlength=items)
-            a, b = (table @ counts / items for table in tables)
-            highest, lowest = common_box(a, b)
+            a, b, *others = (table @ counts / items for table in tables)
+            highest, lowest = common_box(a, b, *others)
             box = (highest if given[0] is None else given[0], lowest if given[1] is None else given[1])
             # A draw in which a reward has no extent says nothing.
             return [math.nan] * 2 if (box[0] <= box[1]).any() else _numbers(a, b, *box, mode)[:2]
 
         drawn_again = bootstrap(redrawn, items, resamples=resamples, seed=seed)
         differences = [
-            replace(interval, value=known.value)  # without the rounding of another order of sums
-            for interval, known in zip(drawn_again, differences, strict=True)
+            replace(interval, value=plain_one.value)  # without the rounding of another order of sums
+            for interval, plain_one in zip(drawn_again, differences, strict=True)
         ]
 
     def volume(value: float, rows: Array, convention: str, better: bool) -> Volume:

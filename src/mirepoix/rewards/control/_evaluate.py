@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,7 @@ class PolicyEvaluation:
                 "task": self.task.digest,
                 "seeds": list(self.seeds),
                 "normaliser": self.normaliser.fingerprint,
+                "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16],
                 "libraries": {name: metadata.version(name) for name in ("gymnasium", "mujoco")},
             }
         )

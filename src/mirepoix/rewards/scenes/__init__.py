@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mirepoix.rewards.scenes._evaluate import SceneEvaluation
     from mirepoix.rewards.scenes._expert import scene_expert
     from mirepoix.rewards.scenes._grounding import Grounding
+    from mirepoix.rewards.scenes._iou import intersection_over_union
     from mirepoix.rewards.scenes._meteor import meteor
     from mirepoix.rewards.scenes._network import SceneNetwork, decode, initial_network
     from mirepoix.rewards.scenes._renderer import Digit, Relation, Scene, render
@@ -42,6 +43,7 @@ _PLACES = {
     "bleu": "_bleu",
     "decode": "_network",
     "initial_network": "_network",
+    "intersection_over_union": "_iou",
     "meteor": "_meteor",
     "render": "_renderer",
     "rouge_l": "_rouge",
@@ -68,6 +70,7 @@ __all__ = [
     "bleu",
     "decode",
     "initial_network",
+    "intersection_over_union",
     "meteor",
     "render",
     "rouge_l",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -242,6 +244,7 @@ class TextEvaluation:
             "columns": {name: list(values) for name, values in self.columns.items()},
             "rewards": [(reward.name, reward.digest) for reward in self.rewards],
             "options": self.options,
+            "code": code_version(),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -267,6 +270,16 @@ class TextEvaluation:
             reward.name: np.array(reward(self.prompts, completions, **self.columns))
             for reward in self.rewards
         }
+
+
+@functools.cache
+def code_version() -> str:
+    """A digest of the files that decide what weights say."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in ("_generate.py", "_start.py"):
+        digest.update(name.encode() + b"\0" + (here / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def write_(network: Any, theta: Weights, start: TextStart, written: set[str]) -> set[str]:

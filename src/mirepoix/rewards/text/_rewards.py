@@ -6,6 +6,7 @@ one finite number per completion, and says so if it cannot. Any function of that
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -14,6 +15,7 @@ import math
 import numbers
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,7 +74,7 @@ class Reward:
     @cached_property
     def digest(self) -> str:
         """Names the answers: equal digests, equal rewards."""
-        text = json.dumps(dict(self.made_of), sort_keys=True, allow_nan=False)
+        text = json.dumps({**self.made_of, "code": _code_version()}, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -133,8 +135,8 @@ class Reward:
 def as_reward(function: Function | Reward, name: str | None = None, *, version: str = "") -> Reward:
     """Any function as a `Reward`.
 
-    Results in a store are looked up by the text of the function and by ``version``, not by what it reads or calls:
-    give another version when that changes.
+    Results in a store are looked up by the text of the function, that of its module and by ``version``, not by what it
+    reads or calls elsewhere: give another version when that changes.
 
     Args:
         function: See `Reward`. A `Reward` comes back as it is, or under a new name.
@@ -156,27 +158,57 @@ def as_reward(function: Function | Reward, name: str | None = None, *, version: 
     made_of = {
         "function": f"{getattr(function, '__module__', '')}:{called}",
         "source": source,
+        "module": _module_digest(function),
         "version": version,
     }
     return Reward(name or called.rsplit(".", 1)[-1].strip("<>"), function, made_of)
 
 
-def load_reward(place: str, name: str | None = None, *, version: str = "") -> Reward:
-    """The function at ``module:function``, imported; for rewards that are named in a file.
+@functools.cache
+def _code_version() -> str:
+    """A digest of this file, which decides what built-in rewards say."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def _module_digest(function: Any) -> str:
+    """Of the source of the module that a function is from, as far as there is one."""
+    try:
+        text = inspect.getsource(sys.modules[function.__module__])
+    except (OSError, TypeError, KeyError, AttributeError):
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def load_reward(
+    place: str, name: str | None = None, *, version: str = "", folders: Sequence[str | os.PathLike[str]] = ()
+) -> Reward:
+    """The function at ``module:function``, imported; for rewards that are named in a file or a command.
+
+    Args:
+        place: See above.
+        name: As in `as_reward`.
+        version: Likewise.
+        folders: Where modules are looked for first; they stay on the path of Python.
 
     Raises:
-        InputError: If there is no such module or function.
+        InputError: If there is no such module or function, or the module cannot be imported.
     """
     module, _, attribute = place.partition(":")
     if not module or not attribute:
         raise InputError(f"reward: expected module:function, got {place!r}.")
+    for folder in reversed([os.path.abspath(folder) for folder in folders]):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    importlib.invalidate_caches()
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
+    except Exception as error:  # the module is the user's: it may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name and module.startswith(error.name):
+            raise InputError(
+                f"reward {place!r}: there is no module {error.name!r}. Is its folder on the Python path?"
+            ) from error
         raise InputError(
-            f"reward {place!r}: there is no module {error.name!r}. Is its folder on the Python path?"
+            f"reward {place!r}: module {module!r} could not be imported: {type(error).__name__}: {error}."
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -433,6 +465,7 @@ def classifier(
     minus: int | str | None = None,
     with_prompt: bool = True,
     batch_size: int = 32,
+    device: str = "auto",
     name: str = "classifier",
 ) -> Reward:
     """A logit of a sequence classifier of transformers: a reward model, or a detector.
@@ -442,7 +475,8 @@ def classifier(
         label: Which logit, by number or by its name in the settings; the only one by default.
         minus: A logit to subtract, as in logit(faithful) - logit(hallucinated).
         with_prompt: Whether it reads the prompt before the completion.
-        batch_size: Texts at once.
+        batch_size: Texts at once. One that is too long loses its beginning.
+        device: Where it runs: ``auto`` is the accelerator if there is one, else the CPU.
         name: Of the reward.
 
     Raises:
@@ -453,12 +487,17 @@ def classifier(
         raise InputError(f"{folder}: expected the folder of a sequence classifier, got no config.json in it.")
     import torch
 
+    from mirepoix.training import choose_device
+
     transformers = library("transformers")
+    chosen = choose_device(device)
     with quiet():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         ).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model.to(chosen)
+    tokenizer.truncation_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

@@ -15,6 +15,20 @@ from mirepoix.types import InputError, Weights
 __all__ = ["TextStart"]
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+)
+"""All that decides what a tokenizer does."""
+
+
 class TextStart:
     """A language model after supervised fine-tuning, from which every expert is trained.
 
@@ -77,7 +91,7 @@ class TextStart:
         for part, names in {
             "config": ("config.json",),
             "generation": ("generation_config.json",),
-            "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
+            "tokenizer": TOKENIZER_FILES,
         }.items():
             digest = hashlib.sha256()
             for name in names:
@@ -112,5 +126,7 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     settings = read_json(path)
     if isinstance(settings, dict):
-        settings = {key: settings[key] for key in sorted(settings) if not key.endswith("_version")}
+        settings = {
+            key: settings[key] for key in sorted(settings) if not key.endswith(("_version", "name_or_path"))
+        }
     return repr(settings).encode()

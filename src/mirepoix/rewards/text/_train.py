@@ -36,7 +36,7 @@ from mirepoix.types import Diverged, InputError, Weights
 __all__ = ["FAR", "NEAR", "TextExpert", "TextRun", "TextTrainer"]
 
 ALGORITHMS = ("rloo", "grpo")
-NORMALISATIONS = ("auto", "zscore", "none")
+NORMALISATIONS = ("zscore", "none")
 LIBRARIES = ("accelerate", "datasets", "peft", "tokenizers", "transformers", "trl")
 
 OURS = (
@@ -75,7 +75,7 @@ class TextRun:
         beta: Of the KL penalty. RLOO subtracts :math:`\beta \sum_t \log (\pi / \pi_{init})` of the whole completion
             from the reward; GRPO adds :math:`\beta` times the mean KL of the tokens to the loss.
         completions: Drawn for each prompt, at least 2; they divide ``batch_size``.
-        batch_size: Completions of an update.
+        batch_size: Completions of an update, times ``gradient_accumulation_steps`` if ``options`` set it.
         learning_rate: Of AdamW, constant.
         max_tokens: The most tokens of a completion.
         temperature: Of the draws.
@@ -84,7 +84,8 @@ class TextRun:
         targets: Layers that are adapted: ``all-linear`` is all but the output, or the ends of their names.
         adapter_seed: Of the first :math:`A`, the same for all experts of a soup.
         normalise: ``zscore`` divides each reward by its standard deviation over samples of the start, after their mean
-            is taken away; ``none`` takes rewards as they are; ``auto`` is ``zscore`` if several enter the sum.
+            is taken away; ``none`` takes rewards as they are. It is the same for one reward and for a sum, so that the
+            KL penalty weighs alike for experts and MORL.
         samples: Completions of the start on training prompts, from which these constants are estimated.
         snapshots: Steps between two adapters that are kept along the way; none by default.
         options: More settings of TRL's trainer, by their names there, such as ``gradient_accumulation_steps``.
@@ -107,7 +108,7 @@ class TextRun:
     alpha: float = 16.0
     targets: str | tuple[str, ...] = "all-linear"
     adapter_seed: int = 0
-    normalise: Literal["auto", "zscore", "none"] = "auto"
+    normalise: Literal["zscore", "none"] = "zscore"
     samples: int = 256
     snapshots: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -300,7 +301,7 @@ class _Fitting:
         self.state = None if workspace is None else workspace / "state.bin"
         shares = task.shares(trainer.reward)
         several = sum(share != 0 for share in shares) > 1
-        scaled = run.normalise == "zscore" or (run.normalise == "auto" and several)
+        scaled = run.normalise == "zscore"
         self.normaliser = trainer.normaliser(theta, task, run) if scaled else none(task.names)
         self.shares, self.several = shares, several
         self.snapshots: dict[str, dict[str, Any]] = {}
@@ -534,7 +535,7 @@ def _code_version() -> str:
     """A digest of the source files that decide the outcome of a training."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in ("_train.py", "_generate.py", "_task.py"):
+    for name in ("_train.py", "_generate.py", "_task.py", "_rewards.py", "_adapters.py", "_start.py"):
         digest.update(name.encode() + b"\0" + (here / name).read_bytes())
     return digest.hexdigest()[:16]
 
