@@ -426,8 +426,9 @@ def _trust(
         found.append(
             [
                 "note",
-                f"It is not known what {', '.join(unknown)} was trained on, so volumes and connectivity are of "
-                "the other experts' rewards, or of all. Call an expert like its reward, or name it: --trained EXPERT=REWARD.",
+                f"It is not known what {', '.join(unknown)} was trained on, so volumes and connectivity are of the "
+                "rewards of the other experts, or of all. Call an expert like its reward, or say so: --trained "
+                "EXPERT=REWARD.",
             ]
         )
     counts = {volume["role"]: volume["points"] for volume in told[0]["volumes"]}

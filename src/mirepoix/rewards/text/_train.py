@@ -276,7 +276,8 @@ class TextTrainer:
             columns = {name: [values[place] for place in places] for name, values in task.columns.items()}
             samples = {reward.name: reward(prompts, texts, **columns) for reward in task.rewards}
             varying = {name: values for name, values in samples.items() if len(set(values)) > 1}
-            return {}, {"normaliser": zscore(varying).to_dict()}
+            fitted = zscore(varying) if varying else Normaliser("zscore", {}, {})
+            return {}, {"normaliser": fitted.to_dict()}
 
         _, record = (
             make(None) if self.store is None else self.store.get_or_make("text-normalisers", identity, make)
