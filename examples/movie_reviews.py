@@ -1,12 +1,12 @@
 """A rewarded soup of two language models: one fine-tuned to speak well of films, one to answer in five words.
 
-Paper:    Rame et al. (2023), Rewarded soups, section 3.1: movie reviews with two rewards, with LLaMA-7B.
+Paper:    Rame et al. (2023), Rewarded soups; thesis, section 6.3.1: movie reviews with two rewards, with LLaMA-7B.
 Command:  python examples/movie_reviews.py movie_reviews.zip --out OUT
 Time:     five minutes on one core; with --smoke, half a minute. Killed and started again, it continues.
 Expected: (sentiment, length) of the start (-0.17, 0.64), of the experts (-0.04, 0.51) and (-0.29, 0.84), of the soup of
           halves (-0.18, 0.72), of MORL (-0.23, 0.77), which lies on the front of the soups. No soup is below the chord
-          of the experts' rewards. Strictly, hypothesis 6.1 fails by a little for sentiment (-0.028, tolerance 0.023).
-          With --preset far it fails for both rewards, and MORL dominates two soups.
+          of the experts' rewards. Hypothesis 6.1 holds within noise: -0.028 of sentiment at most, tolerance 0.044.
+          With --preset far soups earn clearly less than their experts on average, and MORL dominates two of them.
 
 Everything is made here: a tokenizer and a language model of 0.4 million parameters from nothing, trained on lines of
 reviews; then two LoRA adapters by reinforcement learning from that one start, and a third for the sum of the rewards.
