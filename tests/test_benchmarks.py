@@ -253,3 +253,34 @@ def test_later_members_are_measured_beside_plain_ones(root, tmp_path):
     frozen, later = ([(row["ours"], row["against"]) for row in tables[part]] for part in ("frozen", "later"))
     assert frozen == [(f"from {first} on", "all") for first in ("layer3", "layer4", "classifier")]
     assert later == [(name, "ERM") for name in ("RTD", "MSE", "repulsion", "orthogonal weights", "RTD")]
+
+
+def run_rewards_benchmark(root: Path, *options: str | Path) -> str:
+    command = [sys.executable, root / "benchmarks" / "rewards.py", "--quick", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_numbers_of_a_front_and_soups_of_adapters_are_measured(root, tmp_path):
+    printed = run_rewards_benchmark(root, "--part", "front", "adapters", "--json", tmp_path / "result.json")
+    tables = json.loads((tmp_path / "result.json").read_text())["tables"]
+    assert [row["what"] for row in tables["adapters"]] == ["`cat` of both", "exact soup, as one adapter"]
+    assert len(tables["front"]) == 7
+    assert "| hypervolume, 100 points, 3 rewards |" in printed
+
+
+def test_a_front_of_soups_is_measured_beside_one_training_per_point(root, tmp_path):
+    for name in ("trl", "peft", "stable_baselines3", "mujoco"):
+        pytest.importorskip(name, reason="pip install 'mirepoix[text,control]'")
+    run_rewards_benchmark(root, "--part", "cost", "reload", "--json", tmp_path / "result.json")
+    tables = json.loads((tmp_path / "result.json").read_text())["tables"]
+    assert [row["what"].split(":")[0] for row in tables["cost"]] == ["soups"] * 3 + ["MORL"] * 3
+    trainings, _, front = tables["cost"][:3]
+    assert trainings["ratios"][0] < 1
+    assert front["seconds"] > trainings["seconds"]
+    assert [row["what"] for row in tables["reload"]] == [
+        f"11 points {way}"
+        for way in ("written in place", "merged, written, loaded", "PEFT, all loaded", "generated")
+    ]

@@ -63,3 +63,42 @@ def test_a_start_that_fails_leaves_nothing(corpus, tmp_path):
     with pytest.raises(InputError, match="words: expected at least 300"):
         tiny_start(corpus, tmp_path / "start", words=10)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_training_continues_with_the_same_bits(corpus, tmp_path):
+    class Killed(Exception):
+        pass
+
+    seen = []
+
+    def stop(done, steps, loss):
+        seen.append(done)
+        if len(seen) in (25, 40):
+            raise Killed
+
+    whole = small.start(corpus, tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(Killed):
+            small.start(corpus, tmp_path / "again", checkpoint_every=10, on_progress=stop)
+    assert not (tmp_path / "again").exists()
+    again = small.start(corpus, tmp_path / "again", checkpoint_every=10, on_progress=stop)
+    assert again.fingerprint == whole.fingerprint
+    assert seen[24:26] == [25, 21]
+    assert seen[-1] == 60
+    records = [json.loads((folder / "mirepoix.json").read_text()) for folder in (whole.folder, again.folder)]
+    assert records[0]["losses"] == records[1]["losses"]
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "again"}
+
+
+def test_the_state_of_another_training_is_not_used(corpus, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def stop(done, steps, loss):
+        if done == 25:
+            raise Killed
+
+    with pytest.raises(Killed):
+        small.start(corpus, tmp_path / "start", checkpoint_every=10, on_progress=stop, seed=1)
+    found = small.start(corpus, tmp_path / "start")
+    assert found.fingerprint == small.start(corpus, tmp_path / "other").fingerprint
