@@ -59,7 +59,7 @@ def test_the_example_goes_from_a_start_to_a_front(root, tmp_path):
     assert points(tmp_path, "ensemble_of_actions")[0] == soups[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_soups_of_a_start_that_walks_lie_above_the_chord(root, tmp_path):
     printed = run_example(root, tmp_path, timeout=3600)
     assert "lies on or above the chord" in printed
@@ -67,7 +67,7 @@ def test_soups_of_a_start_that_walks_lie_above_the_chord(root, tmp_path):
     assert max(risky for _, risky, _ in soups[1:-1]) > max(soups[0][1], soups[-1][1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_soups_of_a_start_that_hardly_walks_are_not_connected():
     # Measured: the smallest margin of the velocity is -355, at 0.6 of the cautious expert.
     task = Locomotion(alphas={"risky": 0.0, "cautious": 2.0})

@@ -45,7 +45,7 @@ def test_the_example_goes_from_a_start_to_a_front(run_example, tmp_path):
     assert points(tmp_path, "ensemble_of_noise_predictions")[0] == soups[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_expert_raises_its_reward_and_soups_lie_between(run_example, tmp_path):
     run_example("--out", tmp_path)
     ((_, start),) = points(tmp_path, "start")

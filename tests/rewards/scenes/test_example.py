@@ -53,7 +53,7 @@ def test_the_example_goes_from_a_start_to_a_front(root, tmp_path):
     assert points(tmp_path, "rewarded_soup") == soups
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experts_improve_their_own_reward_and_soups_lie_above_the_chord(root, tmp_path):
     printed = run_example(root, tmp_path, timeout=3600)
     assert "lies on or above the chord" in printed
