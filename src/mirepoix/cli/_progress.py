@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "SweepBar"]
 
 
+QUIET = 30.0  # seconds without a line where standard error is no terminal
+
+
 class Bar:
     """A `mirepoix.experiment.Progress` for people; where standard error is no terminal it prints a line per stage."""
 
@@ -33,6 +37,7 @@ class Bar:
         self.bar = _bar(self.console, SpinnerColumn())
         self.task = self.bar.add_task("starting", total=None, detail="")
         self.finished = 0  # steps of the stages before this one
+        self.told = time.monotonic()
         self.of_stage = 0
 
     def __enter__(self) -> Bar:
@@ -58,6 +63,7 @@ class Bar:
         """Name the piece of work, and count the one before as done."""
         self.finished += self.of_stage
         self.of_stage = steps
+        self.told = time.monotonic()
         self.bar.update(self.task, description=escape(text), completed=self.finished, detail="")
         if not self.live:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -80,6 +86,11 @@ class Bar:
         self.bar.update(
             self.task, completed=self.finished + done, detail=escape(f"step {done:,}/{steps:,}  {text}")
         )
+        if not self.live and time.monotonic() - self.told > QUIET:
+            self.told = time.monotonic()
+            self.console.print(
+                f"  step {done:,}/{steps:,}  {text}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
